@@ -1,0 +1,59 @@
+# Every target does all of its own set-up, in .venv, on a machine that has only Python and make.
+# .venv belongs to this file: a set-up that was interrupted is thrown away and made anew.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# Tools that a test starts (ninja, torchrun, accelerate, rlhf-kit) are found in .venv first.
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-slow check bench schemas clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "  ARGS=... is handed on, e.g. make quickstart ARGS='ppo.kl_coef=0.1' or make test ARGS='-k gae'"
+
+# The stamps are removed before an install starts and written after it ended: without a stamp, .venv is not trusted.
+# torch comes first, so that no other package's open range can choose another build of it.
+$(VENV)/.base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("rlhf-kit needs Python 3.10 or newer: make PYTHON=/path/to/python3")'
+	@if [ -f $@ ]; then rm -f $(VENV)/.base $(VENV)/.dev; else $(PYTHON) -m venv --clear $(VENV); fi
+	$(INSTALL) torch
+	$(INSTALL) -e .
+	@touch $(VENV)/.base
+
+# DeepSpeed comes as a source archive. DS_BUILD_OPS=0 compiles nothing now; the one operation that the CPU needs is
+# compiled at the first start (ninja from the extra, a C++ compiler of the machine) and kept in torch's cache.
+$(VENV)/.dev: $(VENV)/.base
+	@rm -f $(VENV)/.base $(VENV)/.dev
+	DS_BUILD_OPS=0 $(INSTALL) -e '.[dev,quant,deepspeed]'
+	@touch $(VENV)/.base $(VENV)/.dev
+
+quickstart: $(VENV)/.base ## SFT, reward model and PPO on SmolLM2-135M; the page is runs/quickstart/report.html
+	$(BIN)/rlhf-kit run recipes/quickstart.yaml $(ARGS)
+
+test: $(VENV)/.dev ## all tests but the slow ones
+	$(PYTEST) $(ARGS)
+
+test-slow: $(VENV)/.dev ## tests that need environments of their own, several processes or a browser
+	DS_ACCELERATOR=cpu $(PYTEST) -m slow $(ARGS)
+
+check: $(VENV)/.dev ## format, lint, types and layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## every script of benchmarks/, one after another
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
+		echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+schemas: $(VENV)/.base ## write data_schemas/ anew from the records
+	$(BIN)/python -m rlhf_kit.records data_schemas
+
+clean: ## remove .venv, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +

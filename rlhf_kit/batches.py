@@ -1,0 +1,137 @@
+"""What flows between the stages' functions: frozen dataclasses of tensors whose shapes are checked where they are made.
+
+Axes as everywhere: B sequences, P prompt (left-padded), R response (right-padded), T = P + R, N scored responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: shape {tuple(tensor.shape)}, expected {shape}")
+    if dtype is not None and tensor.dtype != dtype:
+        raise ValueError(f"{name}: {tensor.dtype}, expected {dtype}")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Prompts with their responses, ready for one forward pass.
+
+    Attributes:
+        input_ids: (B, T) token ids: a left-padded prompt, then a right-padded response.
+        attention_mask: (B, T) bool.
+        response_length: R. Column t of any (B, R) tensor is response token t.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    response_length: int
+
+    def __post_init__(self) -> None:
+        _expect("attention_mask", self.attention_mask, tuple(self.input_ids.shape), torch.bool)
+        if not 0 < self.response_length < self.input_ids.size(1):
+            raise ValueError(
+                f"response_length {self.response_length} leaves no prompt in {self.input_ids.size(1)} tokens"
+            )
+
+    @classmethod
+    def collate(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int) -> Sequences:
+        """Pads prompts on the left and responses on the right, each to the longest of this batch."""
+        p, r = max(map(len, prompts)), max(map(len, responses))
+        ids = torch.full((len(prompts), p + r), pad, dtype=torch.long)
+        mask = torch.zeros((len(prompts), p + r), dtype=torch.bool)
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            ids[row, p - len(prompt) : p] = torch.tensor(prompt, dtype=torch.long)
+            ids[row, p : p + len(response)] = torch.tensor(response, dtype=torch.long)
+            mask[row, p - len(prompt) : p + len(response)] = True
+        return cls(ids, mask, r)
+
+    @property
+    def responses(self) -> Tensor:
+        """(B, R) token ids of the responses."""
+        return self.input_ids[:, -self.response_length :]
+
+    @property
+    def response_mask(self) -> Tensor:
+        """(B, R) bool."""
+        return self.attention_mask[:, -self.response_length :]
+
+    @property
+    def last(self) -> Tensor:
+        """(B,) column of T at which the last real token stands: where a reward model reads its score."""
+        positions = torch.arange(self.attention_mask.size(1), device=self.attention_mask.device)
+        return torch.where(self.attention_mask, positions, -1).amax(1)
+
+    def before_response(self, hidden: Tensor) -> Tensor:
+        """(B, R, ...) of a (B, T, ...): the states that predict the response tokens."""
+        return hidden[:, -self.response_length - 1 : -1]
+
+    def to(self, device: torch.device | str) -> Sequences:
+        """The same batch on another device."""
+        return Sequences(self.input_ids.to(device), self.attention_mask.to(device), self.response_length)
+
+
+@dataclass(frozen=True)
+class RankedBatch:
+    """All responses of some ranked prompts: one row a response, so each goes through the model once.
+
+    Attributes:
+        sequences: N rows.
+        group: (N,) the prompt a row belongs to.
+        rank: (N,) 1 = best, equal = tie.
+    """
+
+    sequences: Sequences
+    group: Tensor
+    rank: Tensor
+
+    def __post_init__(self) -> None:
+        rows = (self.sequences.input_ids.size(0),)
+        _expect("group", self.group, rows, torch.long)
+        _expect("rank", self.rank, rows, torch.long)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Rollouts with everything the inner epochs of PPO need. All (B, R) but `sequences` and `score`.
+
+    Attributes:
+        log_probs: of the policy that sampled, recomputed by the trainer's own forward pass, so that the first ratio is exactly 1.
+        score: (B,) what the response earned, penalties included.
+        kl: per-token KL(policy || reference).
+    """
+
+    sequences: Sequences
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    kl: Tensor
+    score: Tensor
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.sequences.responses.shape)
+        for name in ("log_probs", "values", "advantages", "returns", "kl"):
+            _expect(name, getattr(self, name), shape, torch.float32)
+        _expect("score", self.score, shape[:1], torch.float32)
+
+    def __len__(self) -> int:
+        return self.score.size(0)
+
+    def select(self, rows: Tensor) -> Episodes:
+        """The episodes `rows` (a 1-D index tensor), still padded as the whole was: padding must not depend on the minibatch,
+        or the first ratio of policy to old policy is not exactly 1 in low precision."""
+        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "sequences"}
+        s = self.sequences
+        return Episodes(Sequences(s.input_ids[rows], s.attention_mask[rows], s.response_length), **picked)
+
+    def minibatches(self, size: int, generator: torch.Generator) -> Iterator[Episodes]:
+        """The episodes once, in random order, `size` at a time."""
+        for rows in torch.randperm(len(self), generator=generator).split(size):
+            yield self.select(rows)

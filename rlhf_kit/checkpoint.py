@@ -1,0 +1,218 @@
+"""Run directories: what a stage leaves on disk, written so that a half-made one is never mistaken for a whole one.
+
+A stage works in `.NAME.partial` beside its run directory. When it is done the manifest is written last, and the directory gets its
+name by one rename. `inputs` in the manifest say what the stage depended on; the same inputs mean there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhf_kit.errors import CheckpointError
+from rlhf_kit.files import sha256_of
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+INPUTS = "inputs.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+_PACKAGES = ("rlhf_kit", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "deepspeed")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What stands in `manifest.json`.
+
+    Attributes:
+        stage: sft, reward or ppo.
+        inputs: everything the result depends on: settings, hashes of data and of the parents' weights, seed.
+        metrics: the stage's figures.
+        seconds: wall time of the stage; of the last attempt, where it was interrupted.
+        base: name, revision and hash of the weights that the adapter was trained on.
+        parents: directory of each stage that this one started from, relative to the run.
+        files: sha256 of each weight file in the directory.
+    """
+
+    stage: str
+    inputs: dict[str, Any]
+    metrics: dict[str, Any]
+    seconds: float
+    base: dict[str, Any]
+    parents: dict[str, str]
+    recipe: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    finished: str = ""
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result may depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all: to a temporary name, flushed to the disk, then renamed."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with scratch.open("w", encoding="utf-8") as stream:
+            json.dump(value, stream, indent=2, ensure_ascii=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as failure:
+        raise CheckpointError(f"{path}: missing or damaged ({failure})") from failure
+
+
+def read_manifest(run: Path) -> Manifest:
+    """The manifest of a finished stage, its weight files checked against their hashes.
+
+    Raises:
+        CheckpointError: not a finished run directory, or a damaged one.
+    """
+    try:
+        manifest = Manifest(**read_json(run / MANIFEST))
+    except TypeError as failure:
+        raise CheckpointError(f"{run / MANIFEST}: not a manifest of this kit ({failure})") from failure
+    for name, expected in manifest.files.items():
+        if not (run / name).is_file() or sha256_of(str(run / name)) != expected:
+            raise CheckpointError(f"{run / name}: missing or changed since the stage finished; remove {run} to make it again")
+    return manifest
+
+
+def work_directory(run: Path) -> Path:
+    """Where a stage works before `run` exists."""
+    return run.with_name(f".{run.name}.partial")
+
+
+def differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """What differs between two trees of settings, one dotted line each."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        lines = []
+        for key in sorted({*before, *now}):
+            lines += differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else key)
+        return lines
+    if before == now:
+        return []
+    return [f"{prefix}: {_short(before)} -> {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:18] + "..." + text[-18:]
+
+
+def open_work(run: Path, inputs: dict[str, Any]) -> Path:
+    """The work directory of an interrupted stage with the same inputs, or a new and empty one."""
+    work = work_directory(run)
+    if work.is_dir():
+        try:
+            if read_json(work / INPUTS) == inputs:
+                return work
+            log.info("%s: an interrupted run with other inputs is thrown away", run.name)
+        except CheckpointError:
+            log.info("%s: an interrupted run without readable inputs is thrown away", run.name)
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    write_json(work / INPUTS, inputs)
+    return work
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The newest whole checkpoint of an interrupted stage; one that was cut off while it was written does not count."""
+    found = sorted((work / CHECKPOINTS).glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True)
+    for path in found:
+        try:
+            read_json(path / "trainer_state.json")  # the Trainer writes it last
+        except CheckpointError:
+            log.warning("%s is damaged; the one before it is used", path)
+            shutil.rmtree(path)
+            continue
+        return path
+    return None
+
+
+def finish(work: Path, run: Path, manifest: Manifest) -> None:
+    """Turns a work directory into the run directory. An older run of that name is kept beside it as `NAME.previous-N`."""
+    shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+    (work / INPUTS).unlink(missing_ok=True)
+    weights = sorted(work.rglob("*.safetensors"))
+    files = {str(path.relative_to(work)): sha256_of(str(path)) for path in weights}
+    finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    whole = {**asdict(manifest), "files": files, "versions": versions(), "finished": finished}
+    write_json(work / MANIFEST, whole)
+    if run.exists():
+        aside = next(p for n in range(1, 10_000) if not (p := run.with_name(f"{run.name}.previous-{n}")).exists())
+        run.rename(aside)
+        log.info("%s: the older result is kept as %s", run.name, aside.name)
+    work.rename(run)
+
+
+class MetricsLog(TrainerCallback):  # type: ignore[misc]
+    """Appends each of the Trainer's log entries to `metrics.jsonl` and prints it as one line for machines."""
+
+    def __init__(self, stage: str, work: Path) -> None:
+        self.stage = stage
+        self.path = work / METRICS
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """When a stage goes on from a checkpoint, forgets what was logged after that checkpoint."""
+        if state.is_world_process_zero and self.path.is_file():
+            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= state.global_step]
+            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """One JSON line a log entry."""
+        if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
+            return
+        entry = {"step": state.global_step, **{k: v for k, v in logs.items() if k not in ("total_flos", "epoch")}}
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+        if not args.disable_tqdm:
+            return  # the Trainer's own progress bar shows it
+        figures = " ".join(f"{k}={float(v):.4g}" for k, v in entry.items() if isinstance(v, (int, float, str)) and k != "step")
+        print(f"{self.stage} step={state.global_step}/{state.max_steps} {figures}", file=sys.stderr, flush=True)
+
+
+def _step(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize  # a line that was cut off when the stage was killed
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The entries of `metrics.jsonl`."""
+    return [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,238 @@
+"""The command line: the only module that prints and exits.
+
+Whatever is heavy is imported by the command that needs it, so that `--help` and `validate` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_kit.errors import CheckpointError, RlhfKitError
+from rlhf_kit.process import line_for, prepare_torch, set_up_logging
+
+__all__ = ["main"]
+
+STAGES = ("sft", "reward", "ppo")
+POLICIES = ("base", "sft", "ppo")
+KINDS = ("demonstration", "ranking", "prompt", "text")
+_RESUMABLE = ("run", *STAGES)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    arguments = _parse(argv)
+    set_up_logging()
+    try:
+        code: int = arguments.action(arguments)
+        return code
+    except RlhfKitError as error:
+        if arguments.debug:
+            raise
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        goes_on = arguments.command in _RESUMABLE
+        return _fail(
+            "interrupted; the same command goes on from the last checkpoint" if goes_on else "interrupted", 130
+        )
+    except Exception as error:
+        line = line_for(error)
+        if line is None or arguments.debug:
+            raise
+        return _fail(line, 2)
+
+
+def _fail(line: str, code: int) -> int:
+    print(line, file=sys.stderr, flush=True)
+    return code
+
+
+# -------------------------------------------------------------------- what is typed
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes all the overrides at once or not at all: those after an option are left over.
+    overrides: list[str] | None = getattr(arguments, "overrides", None)
+    if rest and (overrides is None or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if overrides is not None:
+        overrides += rest
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+    parser = argparse.ArgumentParser(prog="rlhf-kit", description="RLHF on Hugging Face: SFT, reward model, PPO.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, action: Any, what: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=what, description=what, parents=[common])
+        added.set_defaults(action=action)
+        return added
+
+    whats = {
+        "run": "run every stage that a recipe has data for; what is finished is skipped, what was interrupted goes on",
+        "sft": "supervised fine-tuning only",
+        "reward": "the reward model only; the SFT stage is taken as it is on disk",
+        "ppo": "PPO only; the earlier stages are taken as they are on disk",
+    }
+    for name, what in whats.items():
+        stage = command(name, _train, what)
+        stage.add_argument(
+            "recipe", metavar="RECIPE", help="a YAML file, or the name of a packaged recipe (quickstart)"
+        )
+        stage.add_argument("overrides", metavar="section.key=value", nargs="*", help="put over what the recipe says")
+
+    validate = command(
+        "validate", _validate, "check recipes with the data they name, or data files; show every mistake"
+    )
+    validate.add_argument("files", metavar="FILE", nargs="+", help="a recipe (.yaml) or a data source")
+    validate.add_argument(
+        "--schema", choices=KINDS, metavar="KIND", help=f"of the data files: {', '.join(KINDS)}; guessed otherwise"
+    )
+
+    export = command("export", _export, "write the policy adapter of a run for others to load, and verify it")
+    export.add_argument("run", metavar="RUN", type=Path, help="the output_dir of a run")
+    export.add_argument("--out", metavar="DIR", type=Path, help="a new directory (default: RUN/export)")
+
+    chat = command("chat", _chat, "talk to the base model and the trained ones side by side in the terminal")
+    chat.add_argument("run", metavar="RUN", type=Path, help="the output_dir of a run")
+    chat.add_argument(
+        "--policy", choices=POLICIES, nargs="+", help="who answers (default: base and all that the run has)"
+    )
+    chat.add_argument(
+        "--temperature", metavar="T", type=_temperature, help="0 takes the likeliest token (default: the recipe's)"
+    )
+    chat.add_argument(
+        "--max-new-tokens", metavar="N", type=_count, default=256, help="length of an answer at most (default: 256)"
+    )
+
+    report = command("report", _report, "draw the page of a run anew")
+    report.add_argument("run", metavar="RUN", type=Path, help="the output_dir of a run")
+
+    doctor = command("doctor", _doctor, "show what this machine has and what is missing")
+    doctor.add_argument("--json", action="store_true", help="for machines")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        number = "of a checkout that is not installed"
+        with contextlib.suppress(PackageNotFoundError):
+            number = version("rlhf-kit")
+        print(f"rlhf-kit {number}")
+        parser.exit()
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+# -------------------------------------------------------------------- the commands
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from rlhf_kit.recipe import load_recipe
+    from rlhf_kit.validation import check_recipe, find_recipe
+
+    recipe = load_recipe(find_recipe(arguments.recipe), arguments.overrides, check=check_recipe)
+    prepare_torch()
+    from rlhf_kit.pipeline import run, run_step
+
+    print(run(recipe) if arguments.command == "run" else run_step(recipe, arguments.command))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    _check_run(arguments.run)
+    prepare_torch()
+    from rlhf_kit.pipeline import export_run
+
+    print(export_run(arguments.run, arguments.out))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    _check_run(arguments.run)
+    prepare_torch()
+    from rlhf_kit.report import write_report
+
+    print(write_report(arguments.run))
+    return 0
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    _check_run(arguments.run)
+    prepare_torch()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
+    from rich.console import Console
+
+    from rlhf_kit.chat import chat, typed_lines
+
+    console = Console(highlight=False)
+    chat(
+        arguments.run,
+        typed_lines(),
+        console,
+        policies=arguments.policy,
+        temperature=arguments.temperature,
+        max_new_tokens=arguments.max_new_tokens,
+    )
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    prepare_torch()
+    from rlhf_kit.doctor import examine, is_able, to_json
+
+    findings = examine()
+    if arguments.json:
+        print(json.dumps(to_json(findings), indent=2))
+    else:
+        print("\n".join(map(str, findings)))
+    return 0 if is_able(findings) else 2
+
+
+def _check_run(run: Path) -> None:
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: no such directory; name the output_dir of a run")
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    from rlhf_kit.validation import validate
+
+    code = 0
+    for verdict in validate(arguments.files, arguments.schema):
+        for problem in verdict.problems:
+            print(problem, file=sys.stderr, flush=True)
+        print(verdict, flush=True)
+        code = 2 if verdict.problems else code
+    return code

@@ -1,0 +1,153 @@
+"""From a recipe's `model` section to a base model, a tokenizer and a `Backbone`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_kit.errors import ModelError
+from rlhf_kit.models.backbone import Backbone
+from rlhf_kit.models.sources import resolve
+from rlhf_kit.recipe import LoraSection, ModelSection
+
+# Tokens that vocabularies hold for this purpose or have no other use in a conversation, the best first.
+_PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|endoftext|>", "<unk>", "<|unk|>")
+
+
+def has_fast_bf16() -> bool:
+    """Whether the accelerator, or else this CPU, multiplies bfloat16 in hardware."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.backends.mps.is_available():
+        return False
+    # Older torch does not tell; float32 is the safe answer then.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware has it, else float32."""
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bf16() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a pad token that is not EOS and the recipe's chat template where it names one.
+
+    Raises:
+        ModelError: it cannot be read, has no EOS, or no token that can pad.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            resolve(model.name_or_path, model.sha256),
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError) as failure:
+        raise ModelError(f"{model.name_or_path}: no tokenizer: {_first_line(failure)}") from failure
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{model.name_or_path}: the tokenizer has no EOS token, so a response can never end")
+    tokenizer.pad_token = _pad_token(tokenizer, model)
+    if model.chat_template is not None:
+        tokenizer.chat_template = Path(model.chat_template).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase, model: ModelSection) -> str:
+    vocabulary = tokenizer.get_vocab()
+    if model.pad_token is not None:
+        if model.pad_token not in vocabulary or model.pad_token == tokenizer.eos_token:
+            raise ModelError(f"model.pad_token: {model.pad_token!r} must be in the vocabulary and differ from EOS")
+        return model.pad_token
+    mine = (tokenizer.pad_token, *_PAD_CANDIDATES, tokenizer.unk_token, tokenizer.bos_token)
+    for token in mine:
+        if token is not None and token in vocabulary and token != tokenizer.eos_token:
+            return str(token)
+    raise ModelError(
+        f"{model.name_or_path}: pad and EOS are the same token ({tokenizer.eos_token!r}) and no other can pad; "
+        "if EOS were padding, the model would never learn to end. Name one in model.pad_token"
+    )
+
+
+def load_base(model: ModelSection) -> PreTrainedModel:
+    """The pretrained model, in safetensors or from GGUF only, on the CPU or where accelerate will move it.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    options: dict[str, Any] = {"dtype": resolve_dtype(model.dtype)}
+    if model.attn_implementation is not None:
+        options["attn_implementation"] = model.attn_implementation
+    if model.quantization is not None:
+        options["quantization_config"] = _quantization(model)
+    try:
+        base = AutoModelForCausalLM.from_pretrained(
+            resolve(model.name_or_path, model.sha256),
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            use_safetensors=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as failure:
+        raise ModelError(f"{model.name_or_path}: cannot be loaded: {_first_line(failure)}") from failure
+    if model.quantization == "4bit":
+        _keep_unpacked(base)
+    return base
+
+
+def _quantization(model: ModelSection) -> BitsAndBytesConfig:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as missing:
+        raise ModelError("model.quantization needs bitsandbytes: pip install 'rlhf_kit[quant]'") from missing
+    if model.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=resolve_dtype(model.dtype),
+    )
+
+
+def _keep_unpacked(base: PreTrainedModel) -> None:
+    """Stops bitsandbytes from repacking nf4 weights at the first evaluation forward on AVX-512 CPUs: training would then run
+    on the packed ones and get wrong gradients, without an error."""
+    import bitsandbytes
+
+    for module in base.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def lora_config(lora: LoraSection) -> LoraConfig:
+    """PEFT's configuration for a recipe's `lora` section."""
+    return LoraConfig(**lora.model_dump(), task_type="CAUSAL_LM")
+
+
+def load_backbone(model: ModelSection) -> Backbone:
+    """Base and tokenizer as a `Backbone` without adapters."""
+    return Backbone(load_base(model), load_tokenizer(model), base_id(model))
+
+
+def base_id(model: ModelSection) -> str:
+    """What adapters declare as `base_model_name_or_path`: the Hub id, never a path of this machine."""
+    return model.base_id or (
+        model.name_or_path if not Path(model.name_or_path).exists() else Path(model.name_or_path).stem
+    )
+
+
+def _first_line(failure: BaseException) -> str:
+    lines = str(failure).strip().splitlines()
+    return lines[0] if lines else type(failure).__name__

@@ -1,0 +1,330 @@
+"""Runs the steps that a recipe names: each once, in order, skipping what is finished with the same inputs.
+
+    sft -> reward -> ppo -> export -> evaluation -> report.html
+
+A step knows only directories. What decides whether a step must run again is its `inputs`: its settings, the hashes of its data and of
+the weights it starts from, the model and the seed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_kit import files
+from rlhf_kit.checkpoint import (
+    MANIFEST,
+    Manifest,
+    differences,
+    finish,
+    open_work,
+    read_json,
+    read_manifest,
+    write_json,
+)
+from rlhf_kit.errors import CheckpointError, DataError, Problem, RecipeError
+from rlhf_kit.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+STAGES = ("sft", "reward", "ppo")
+STEPS = (*STAGES, "export", "evaluation")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a recipe.
+
+    Attributes:
+        data: name of a `data` field and kind of its records, for every file that the step reads.
+        needs: the step that must be there, unless the recipe does not have it.
+        settings: sections that decide the result.
+    """
+
+    data: tuple[tuple[str, str], ...]
+    needs: tuple[str, ...]
+    settings: tuple[str, ...]
+
+
+_STEPS = {
+    "sft": Step((("demonstrations", "demonstration"),), (), ("sft",)),
+    "reward": Step(
+        (("rankings", "ranking"), ("rankings_heldout", "ranking"), ("demonstrations", "demonstration")), ("sft",), ("reward",)
+    ),
+    "ppo": Step((("prompts", "prompt"),), ("sft", "reward"), ("ppo",)),
+    "export": Step((), ("ppo",), ("export",)),
+    "evaluation": Step((("prompts_heldout", "prompt"), ("rankings", "ranking")), ("sft", "reward", "ppo"), ("evaluate",)),
+}
+
+
+def planned(recipe: Recipe) -> list[str]:
+    """The steps that the recipe has data for."""
+    data = recipe.data
+    wanted = {
+        "sft": data.demonstrations is not None,
+        "reward": data.rankings is not None,
+        "ppo": data.prompts is not None,
+        "export": data.prompts is not None,
+        "evaluation": data.prompts_heldout is not None,
+    }
+    return [name for name in STEPS if wanted[name]]
+
+
+def check(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What is wrong with the stages' `trainer` mappings; imports the trainers only if there is such a mapping."""
+    if not any(getattr(recipe, stage).trainer for stage in STAGES):
+        return
+    from transformers import TrainingArguments
+    from trl import SFTConfig
+
+    from rlhf_kit.stages.arguments import mistakes
+
+    for stage in STAGES:
+        cls = SFTConfig if stage == "sft" else TrainingArguments
+        yield from mistakes(cls, stage, getattr(recipe, stage))
+
+
+def run(recipe: Recipe) -> Path:
+    """Everything the recipe names, then `metrics.json` and `report.html`; returns the output directory.
+
+    Raises:
+        RlhfKitError: with all problems of all data files at once, before any step starts.
+    """
+    steps = planned(recipe)
+    if not steps:
+        raise RecipeError([Problem("recipe", "data", "names no data, so there is nothing to do; give at least data.demonstrations")])
+    records = load_data(recipe, steps)
+    for name in steps:
+        _run(recipe, name, records)
+    out = Path(recipe.output_dir)
+    _collect_metrics(recipe, steps)
+    from rlhf_kit.report import write_report
+
+    log.info("the page: %s", write_report(out))
+    return out
+
+
+def run_step(recipe: Recipe, name: str) -> Path:
+    """One step; the steps before it are taken as they are on disk."""
+    _run(recipe, name, load_data(recipe, [name]))
+    return Path(recipe.output_dir) / name
+
+
+def load_data(recipe: Recipe, steps: list[str]) -> dict[str, list[Any]]:
+    """The records of every data file that the steps read.
+
+    Raises:
+        DataError: every bad line of every file.
+    """
+    wanted = dict(pair for name in steps for pair in _STEPS[name].data)
+    records: dict[str, list[Any]] = {}
+    problems: list[Problem] = []
+    for field, kind in wanted.items():
+        source = getattr(recipe.data, field)
+        if source is None:
+            continue
+        try:
+            records[field] = files.load(source, kind)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return records
+
+
+def _run(recipe: Recipe, name: str, records: dict[str, list[Any]]) -> None:
+    run_directory = Path(recipe.output_dir) / name
+    parents = _parents(recipe, name)
+    inputs = _inputs(recipe, name, parents)
+    if is_finished(run_directory, inputs):
+        log.info("%s: finished with the same inputs, skipped", name)
+        return
+    from accelerate import PartialState
+
+    state = PartialState()
+    with state.main_process_first():
+        work = open_work(run_directory, inputs)
+    log.info("%s: %s", name, "goes on from its last checkpoint" if any(work.glob("checkpoints/*")) else "starts")
+    started = time.monotonic()
+    metrics = _ACTIONS[name](recipe, records, parents, work)
+    seconds = time.monotonic() - started
+    state.wait_for_everyone()
+    if state.is_main_process:
+        finish(work, run_directory, _manifest(recipe, name, inputs, parents, metrics, seconds))
+    state.wait_for_everyone()
+    log.info("%s: done in %.0f s", name, seconds)
+
+
+def is_finished(run_directory: Path, inputs: dict[str, Any]) -> bool:
+    """Whether a step is done with these inputs; says what differs if it is done with others.
+
+    Raises:
+        CheckpointError: it was done, but its files have changed since.
+    """
+    if not (run_directory / MANIFEST).is_file():
+        if run_directory.exists():
+            raise CheckpointError(f"{run_directory}: exists, but is not a finished step of this kit; move it away")
+        return False
+    manifest = read_manifest(run_directory)
+    changed = differences(manifest.inputs, inputs)
+    for line in changed:
+        log.info("%s: must run again: %s", run_directory.name, line)
+    return not changed
+
+
+def _parents(recipe: Recipe, name: str) -> dict[str, Path]:
+    """The finished steps that a step starts from."""
+    found = {}
+    out = Path(recipe.output_dir)
+    for parent in _STEPS[name].needs:
+        if parent in planned(recipe) or (out / parent / MANIFEST).is_file():
+            if not (out / parent / MANIFEST).is_file():
+                raise CheckpointError(f"{out / parent}: not there; {name} starts from it, so run `rlhf-kit {parent}` first")
+            found[parent] = out / parent
+        elif parent == "reward" and name == "ppo":
+            raise RecipeError([Problem("recipe", "data.rankings", "missing; PPO needs a reward model, and that needs ranked answers")])
+    return found
+
+
+def _inputs(recipe: Recipe, name: str, parents: dict[str, Path]) -> dict[str, Any]:
+    """Everything that a step's result depends on, as JSON."""
+    step = _STEPS[name]
+    model = recipe.model.model_dump()
+    if recipe.model.chat_template is not None:
+        model["chat_template"] = files.sha256_of(recipe.model.chat_template)
+    sources = {field: getattr(recipe.data, field) for field, _ in step.data}
+    if name == "evaluation":
+        sources["rubric"] = recipe.data.rubric and recipe.data.rubric.rpartition(":")[0]
+    return {
+        "model": model,
+        "lora": recipe.lora.model_dump(),
+        "settings": {section: getattr(recipe, section).model_dump() for section in step.settings},
+        "max_prompt_length": recipe.data.max_prompt_length,
+        "seed": recipe.seed,
+        "data": {field: _hash(source) for field, source in sources.items() if source is not None},
+        "parents": {parent: read_json(path / MANIFEST)["files"] for parent, path in parents.items()},
+    }
+
+
+def _hash(source: str) -> str:
+    """Of a file's or directory's bytes; a Hub id or module stands for itself."""
+    return files.sha256_of(source) if Path(source).exists() else source
+
+
+def _manifest(
+    recipe: Recipe, name: str, inputs: dict[str, Any], parents: dict[str, Path], metrics: dict[str, Any], seconds: float
+) -> Manifest:
+    from rlhf_kit.models.loading import base_id, resolve_dtype
+
+    model = recipe.model
+    base = {
+        "id": base_id(model),
+        "name_or_path": model.name_or_path,
+        "revision": model.revision,
+        "sha256": model.sha256,
+        "dtype": str(resolve_dtype(model.dtype)).removeprefix("torch."),
+        "quantization": model.quantization,
+    }
+    relative = {parent: f"../{path.name}" for parent, path in parents.items()}
+    return Manifest(name, inputs, metrics, round(seconds, 1), base, relative, recipe.model_dump(mode="json"))
+
+
+# -------------------------------------------------------------------- what each step does
+
+Action = Callable[[Recipe, dict[str, list[Any]], dict[str, Path], Path], dict[str, Any]]
+
+
+def _sft(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:
+    from rlhf_kit.stages import sft
+
+    return sft.train(recipe, records["demonstrations"], work)
+
+
+def _reward(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:
+    from rlhf_kit.stages import reward
+
+    heldout, demonstrations = records.get("rankings_heldout", []), records.get("demonstrations", [])
+    return reward.train(recipe, records["rankings"], heldout, demonstrations, parents.get("sft"), work)
+
+
+def _ppo(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:
+    from rlhf_kit.stages import ppo
+
+    return ppo.train(recipe, records["prompts"], parents.get("sft"), parents["reward"], work)
+
+
+def _export(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:
+    from rlhf_kit.export import export_adapter
+
+    return export_adapter(recipe, parents["ppo"], read_manifest(parents["ppo"]), work)
+
+
+def _evaluation(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:
+    from rlhf_kit import evaluate
+    from rlhf_kit.data import prompt_texts
+
+    prompts = records["prompts_heldout"]
+    adapters = {name: parents[name] for name in ("sft", "ppo") if name in parents}
+    answers = evaluate.answer_and_judge(recipe, prompts, adapters, parents.get("reward"), work)
+    found = evaluate.figures(recipe, answers)
+    agreement = evaluate.rubric_agreement(recipe, records.get("rankings", []))
+    if agreement is not None:
+        found["reward"] = {"rubric_agreement": agreement}
+        log.info("evaluation: the rubric orders %.1f %% of the labelers' pairs as they did", 100 * agreement)
+    page = {
+        "policies": list(answers),
+        "temperature": recipe.evaluate.temperature,
+        "samples_per_prompt": recipe.evaluate.samples_per_prompt,
+        "rubric_name": recipe.data.rubric,
+        "summary": evaluate.summary(answers),
+        "prompts": [
+            {"prompt": text, "answers": {name: [vars(a) for a in rows[i]] for name, rows in answers.items()}}
+            for i, text in enumerate(prompt_texts(prompts))
+        ],
+        "gain": evaluate.gain_in_words(answers),
+    }
+    write_json(work / "evaluation.json", page)
+    for scratch in work.glob("answers.*.json"):
+        scratch.unlink()
+    return found
+
+
+_ACTIONS: dict[str, Action] = {"sft": _sft, "reward": _reward, "ppo": _ppo, "export": _export, "evaluation": _evaluation}
+
+
+def _collect_metrics(recipe: Recipe, steps: list[str]) -> None:
+    """`metrics.json`: the figures of every step in one nested file."""
+    out = Path(recipe.output_dir)
+    manifests = {name: read_manifest(out / name) for name in steps}
+    metrics: dict[str, Any] = {name: dict(manifests[name].metrics) for name in steps if name != "evaluation"}
+    if "evaluation" in manifests:
+        for stage, figures in manifests["evaluation"].metrics.items():
+            if stage in metrics:
+                metrics[stage] |= figures
+    if "ppo" in metrics:
+        metrics["ppo"]["explained_variance"] = metrics["ppo"]["train_explained_variance"]
+    metrics["seconds"] = {name: manifest.seconds for name, manifest in manifests.items()}
+    write_json(out / "metrics.json", metrics)
+
+
+def export_run(run_directory: Path, out: Path | None = None) -> Path:
+    """Exports the policy of a whole run by what its own manifest says; returns the directory.
+
+    Raises:
+        CheckpointError: the run has no finished PPO stage.
+    """
+    manifest = read_manifest(run_directory / "ppo")
+    recipe = Recipe.model_validate(manifest.recipe).model_copy(update={"output_dir": str(run_directory)})
+    if out is None:
+        return run_step(recipe, "export")
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; name a new directory")
+    inputs = _inputs(recipe, "export", {"ppo": run_directory / "ppo"})
+    work = open_work(out, inputs)
+    metrics = _export(recipe, {}, {"ppo": run_directory / "ppo"}, work)
+    finish(work, out, _manifest(recipe, "export", inputs, {"ppo": run_directory / "ppo"}, metrics, 0.0))
+    return out

