@@ -133,7 +133,7 @@ def split_by_prompt(records: Sequence[Ranking], fraction: float, seed: int) -> t
     Raises:
         DataError: there are too few prompts for both sides.
     """
-    prompts = sorted({str(r.prompt) for r in records})
+    prompts = sorted({_name_of(r.prompt) for r in records})
     held_count = round(fraction * len(prompts))
     if held_count == 0:
         return list(records), []
@@ -143,7 +143,16 @@ def split_by_prompt(records: Sequence[Ranking], fraction: float, seed: int) -> t
         )
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
     held = {prompts[i] for i in order[:held_count]}
-    return [r for r in records if str(r.prompt) not in held], [r for r in records if str(r.prompt) in held]
+    names = [_name_of(r.prompt) for r in records]
+    training = [r for r, name in zip(records, names, strict=True) if name not in held]
+    return training, [r for r, name in zip(records, names, strict=True) if name in held]
+
+
+def _name_of(prompt: Conversation) -> str:
+    """The same for a text and for a conversation of that one user turn: the model reads the same tokens."""
+    if isinstance(prompt, str):
+        return prompt
+    return prompt[0].content if len(prompt) == 1 else str(prompt)
 
 
 def prompt_texts(prompts: Sequence[Prompt]) -> list[str]:

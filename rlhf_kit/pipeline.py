@@ -279,7 +279,7 @@ def _evaluation(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str
         "policies": list(answers),
         "temperature": recipe.evaluate.temperature,
         "samples_per_prompt": recipe.evaluate.samples_per_prompt,
-        "rubric_name": recipe.data.rubric,
+        "rubric_name": recipe.data.rubric and recipe.data.rubric.rpartition(":")[2],
         "summary": evaluate.summary(answers),
         "prompts": [
             {"prompt": text, "answers": {name: [vars(a) for a in rows[i]] for name, rows in answers.items()}}

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 
 __all__ = ["line_for", "prepare_torch", "set_up_logging"]
 
@@ -23,6 +24,8 @@ def prepare_torch() -> None:
     """What must be set before torch and transformers are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:  # what other people's packages will rename one day is nothing a user can mend
+        warnings.filterwarnings("ignore", category=FutureWarning)
     _keep_freed_memory()
 
 

@@ -108,6 +108,13 @@ class LoraSection(Section):
         default=None, description="Only these decoder layers, counted from 0; all where it is left out."
     )
 
+    @field_validator("layers_to_transform")
+    @classmethod
+    def _check_layers(cls, value: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        if value is not None and info.data.get("target_modules") == "all-linear":
+            raise PydanticCustomError("layers", "needs target_modules as a list of names, such as [q_proj, v_proj]")
+        return value
+
 
 class DataSection(Section):
     """Where the data are. A stage that is run needs its own."""

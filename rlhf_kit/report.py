@@ -106,7 +106,7 @@ def _source(environment: Environment, name: str) -> str:
 def _view(run: Path, manifests: dict[str, Manifest]) -> dict[str, Any]:
     """Everything that the template shows, by name."""
     metrics = _optional(run / "metrics.json") or {stage: manifest.metrics for stage, manifest in manifests.items()}
-    evaluation = _optional(run / "evaluation.json") or {}
+    evaluation = _optional(run / "evaluation" / "evaluation.json") or {}
     logs = {stage: read_metrics(run / stage) if (run / stage / METRICS).is_file() else [] for stage in manifests}
     latest = max(manifests.values(), key=lambda m: m.finished)
     confidence = number((latest.recipe.get("evaluate") or {}).get("confidence")) or 0.95

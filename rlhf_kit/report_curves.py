@@ -26,7 +26,7 @@ _COLOURS = {_ACCENT: "var(--accent)", _MUTED: "var(--muted)", _RULE: "var(--rule
 _SIZE = (3.3, 1.9)
 _MOST_POINTS = 400
 _SMOOTH_FROM = 60
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.size": 8,
     "axes.edgecolor": _RULE,
@@ -196,7 +196,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     sums = np.concatenate([[0.0], np.cumsum(values)])
     middle = np.arange(len(values))
     low, high = np.maximum(middle - half, 0), np.minimum(middle + half + 1, len(values))
-    return (sums[high] - sums[low]) / (high - low)
+    smooth: np.ndarray = (sums[high] - sums[low]) / (high - low)
+    return smooth
 
 
 def _axes() -> tuple[Figure, Axes]:

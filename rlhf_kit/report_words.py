@@ -290,7 +290,8 @@ def _warn_endings(summary: Figures, curve: Sequence[Figures]) -> str | None:
         return None
     return (
         f"The reward rose while fewer answers came to an end ({percent(ended_before)} before, {percent(ended_after)} "
-        "after): the policy may be paid for rambling. Raise ppo.missing_eos_penalty or look at the rankings of long answers."
+        "after): the policy may be paid for rambling. Raise ppo.missing_eos_penalty or look at the rankings of long "
+        "answers."
     )
 
 

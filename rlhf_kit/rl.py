@@ -32,6 +32,7 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> T
     Advantages are whitened with the shift, rewards without (arXiv 1909.08593, code; arXiv 2403.17031).
     Positions under the mask come back as 0.
     """
+    values = torch.where(mask, values, 0.0)
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean) ** 2, mask)
     whitened = (values - mean) * torch.rsqrt(variance + 1e-8)
@@ -166,6 +167,7 @@ def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, cliprange_value: float
 ) -> tuple[Tensor, Tensor]:
     """Half the squared error to the returns, clipped around the old values (baselines' ppo2), (B, R) each, as `policy_loss`."""
+    values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))
     clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     plain = (values - returns) ** 2
     clipped = (clipped_values - returns) ** 2
@@ -174,6 +176,7 @@ def value_loss(
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over the real positions; 1 is perfect, 0 no better than a constant."""
+    values, returns = torch.where(mask, values, 0.0), torch.where(mask, returns, 0.0)
     error = returns - values
     residual = masked_mean((error - masked_mean(error, mask)) ** 2, mask)
     spread = masked_mean((returns - masked_mean(returns, mask)) ** 2, mask)

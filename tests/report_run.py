@@ -146,5 +146,6 @@ def make_run(
     if metrics is not None:
         (directory / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     if with_evaluation:
-        (directory / "evaluation.json").write_text(json.dumps(judged or evaluation()), encoding="utf-8")
+        (directory / "evaluation").mkdir()
+        (directory / "evaluation" / "evaluation.json").write_text(json.dumps(judged or evaluation()), encoding="utf-8")
     return directory

@@ -128,7 +128,7 @@ def test_the_same_run_makes_the_same_page(tmp_path):
     run = make_run(tmp_path / "run")
     assert write_report(run).read_bytes() == write_report(run).read_bytes()
     assert sorted(path.name for path in run.iterdir()) == [
-        *("evaluation.json", "metrics.json", "ppo", "report.html", "reward", "sft"),
+        *("evaluation", "metrics.json", "ppo", "report.html", "reward", "sft"),
     ]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,7 +68,7 @@ class Backbone(nn.Module):
         else:
             self._peft.add_adapter(name, config)
         if copy_of is not None:
-            state = get_peft_model_state_dict(self._peft, adapter_name=copy_of)
+            state = get_peft_model_state_dict(self._peft, adapter_name=copy_of, save_embedding_layers=False)
             set_peft_model_state_dict(self._peft, state, adapter_name=name)
         self._select(self._active)
 
@@ -80,7 +81,7 @@ class Backbone(nn.Module):
         try:
             config = LoraConfig.from_pretrained(str(directory))
             weights = load_peft_weights(str(directory), device=str(self.device))
-        except (OSError, ValueError) as failure:
+        except (OSError, ValueError, SafetensorError) as failure:
             raise CheckpointError(f"{directory}: not an adapter: {failure}") from failure
         self.add_adapter(name, config)
         self._fill(name, weights, directory)
@@ -107,7 +108,7 @@ class Backbone(nn.Module):
         config = LoraConfig(**{**self.peft.peft_config[name].to_dict(), "inference_mode": True})
         config.base_model_name_or_path = self.base_id
         config.save_pretrained(str(directory))
-        state = get_peft_model_state_dict(self.peft, adapter_name=name)
+        state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in state.items()}, directory / WEIGHTS_FILE, {"format": "pt"}
         )

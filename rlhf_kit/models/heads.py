@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -63,6 +64,6 @@ class ScalarHead(nn.Module):
         head = cls(hidden_size, zero=True)
         try:
             head.load_state_dict(load_file(directory / HEAD_FILE))
-        except (OSError, RuntimeError) as failure:
+        except (OSError, RuntimeError, SafetensorError) as failure:
             raise CheckpointError(f"{directory / HEAD_FILE}: not a head for this model: {failure}") from failure
         return head

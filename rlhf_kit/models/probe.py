@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -66,7 +67,7 @@ class Probe:
         """
         try:
             return cls(**load_file(directory / PROBE_FILE))
-        except (OSError, TypeError) as failure:
+        except (OSError, TypeError, SafetensorError) as failure:
             raise CheckpointError(f"{directory / PROBE_FILE}: missing or damaged; without it an export cannot be verified") from failure
 
 

@@ -302,6 +302,7 @@ def train(recipe: Recipe, prompts: list[Prompt], sft: Path | None, reward: Path,
     return {
         "updates": trainer.updates,
         "episodes": trainer.updates * ppo.batch_size,
+        "prompts": len(ids),
         "shortened_prompts": encoder.shortened_prompts,
         **_last_means(trainer.state.log_history),
     }

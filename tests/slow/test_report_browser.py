@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -21,16 +22,26 @@ pytestmark = [
 ]
 
 
+# Chromium reads descriptor 3 and writes 4: ours go there by way of high numbers, so that neither overwrites the other.
+_START = """
+import os, sys
+from fcntl import F_DUPFD, fcntl
+reading, writing = (fcntl(int(number), F_DUPFD, 100) for number in sys.argv[1:3])
+os.dup2(reading, 3)
+os.dup2(writing, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
 class Browser:
     """A headless Chromium, spoken to through DevTools over two pipes: no port, no driver, no package."""
 
     def __init__(self, profile: Path) -> None:
         read_commands, self._commands = os.pipe()
         self._answers, write_answers = os.pipe()
-        # Chromium reads descriptor 3 and writes 4; the shell moves ours there whatever their numbers are.
         self._process = subprocess.Popen(
             [
-                *("sh", "-c", f'exec "$0" "$@" 3<&{read_commands} 4>&{write_answers}', str(CHROMIUM)),
+                *(sys.executable, "-c", _START, str(read_commands), str(write_answers), str(CHROMIUM)),
                 *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
                 *("--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"),
             ],
@@ -51,6 +62,8 @@ class Browser:
 
     def _message(self) -> dict:
         while b"\0" not in self._buffer:
+            if not select.select([self._answers], [], [], 60)[0]:
+                raise TimeoutError("the browser has not answered for a minute")
             piece = os.read(self._answers, 1 << 16)
             if not piece:
                 raise RuntimeError("the browser ended")

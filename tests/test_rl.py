@@ -1,0 +1,336 @@
+"""The mathematics, against the papers' own definitions in plain Python, exact enumeration and numbers by hand."""
+
+import itertools
+import math
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rlhf_kit import rl
+
+JUNK = [1e9, -1e9, math.inf, -math.inf, math.nan]
+
+
+def masks(lengths, width):
+    return torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+
+
+# ---------------------------------------------------------------- ranked rewards
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
+
+
+def paper_loss(scores, group, rank):
+    """arXiv 2203.02155, eq. 1, as written: over the prompts, over the pairs of a prompt, 1 / (K choose 2) of them."""
+    prompts = defaultdict(list)
+    for s, g, r in zip(scores, group, rank, strict=True):
+        prompts[g].append((s, r))
+    losses = []
+    for answers in prompts.values():
+        terms = []
+        for (s_w, r_w), (s_l, r_l) in itertools.permutations(answers, 2):
+            if r_w < r_l:
+                terms.append(-log_sigmoid(s_w - s_l))
+        if terms:
+            losses.append(sum(terms) / len(terms))
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def ranked(sizes, ties, seed, groups=None):
+    rng = np.random.default_rng(seed)
+    scores, group, rank = [], [], []
+    for g, k in enumerate(sizes):
+        scores += list(rng.normal(size=k) * 3)
+        group += [g if groups is None else groups[g]] * k
+        rank += list(rng.integers(1, 4, size=k)) if ties else list(rng.permutation(k) + 1)
+    order = rng.permutation(len(scores))  # the answers of a prompt need not stand together
+    return [[float(scores[i]) for i in order], [int(group[i]) for i in order], [int(rank[i]) for i in order]]
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("sizes", [[2], [4], [9], [2, 2, 2], [9, 2, 4, 4, 7], [1, 3], [4] * 12])
+def test_ranking_loss_is_the_papers_double_loop(sizes, ties):
+    for seed in range(3):
+        scores, group, rank = ranked(sizes, ties, seed, groups=[-5, 1000, 7, 0, 3, *range(20, 40)])
+        found = rl.ranking_loss(torch.tensor(scores, dtype=torch.float64), torch.tensor(group), torch.tensor(rank))
+        assert float(found) == pytest.approx(paper_loss(scores, group, rank), rel=1e-6)
+
+
+def test_ranking_loss_gradient_is_that_of_the_double_loop():
+    scores, group, rank = ranked([4, 2, 5], True, 1)
+    leaf = torch.tensor(scores, dtype=torch.float64, requires_grad=True)
+    rl.ranking_loss(leaf, torch.tensor(group), torch.tensor(rank)).backward()
+    for i in range(len(scores)):
+        up, down = list(scores), list(scores)
+        up[i], down[i] = up[i] + 1e-5, down[i] - 1e-5
+        slope = (paper_loss(up, group, rank) - paper_loss(down, group, rank)) / 2e-5
+        assert float(leaf.grad[i]) == pytest.approx(slope, abs=1e-8)
+
+
+def test_ranking_loss_by_hand():
+    # One prompt, s = 1, 0, -1, ranks 1, 2, 3: pairs with differences 1, 2, 1.
+    loss = rl.ranking_loss(torch.tensor([1.0, 0.0, -1.0]), torch.tensor([0, 0, 0]), torch.tensor([1, 2, 3]))
+    assert float(loss) == pytest.approx((0.313262 + 0.126928 + 0.313262) / 3, abs=1e-6)
+
+
+def test_pairs_alone_give_trls_loss():
+    chosen, rejected = torch.randn(6), torch.randn(6)
+    trl = -F.logsigmoid(chosen - rejected).mean()  # RewardTrainer.compute_loss
+    scores = torch.stack([rejected, chosen], 1).flatten()
+    group = torch.arange(6).repeat_interleave(2)
+    torch.testing.assert_close(rl.ranking_loss(scores, group, torch.tensor([2, 1] * 6)), trl)
+
+
+def test_no_answer_is_weighed_by_how_many_its_neighbours_have():
+    # A prompt with 9 answers counts as much as one with 2.
+    small = [torch.tensor([0.3, -0.2]), torch.tensor([0, 0]), torch.tensor([1, 2])]
+    large = [torch.linspace(-1, 1, 9), torch.full((9,), 1), torch.arange(9) + 1]
+    together = rl.ranking_loss(*(torch.cat(pair) for pair in zip(small, large, strict=True)))
+    torch.testing.assert_close(together, (rl.ranking_loss(*small) + rl.ranking_loss(*large)) / 2)
+
+
+def test_tied_groups_give_zero_and_a_gradient_of_zero():
+    scores = torch.tensor([3.0, -1.0, 8.0], requires_grad=True)
+    loss = rl.ranking_loss(scores, torch.tensor([0, 0, 0]), torch.tensor([2, 2, 2]))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert scores.grad.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_ranking_loss_survives_scores_far_apart():
+    scores = torch.tensor([-1e4, 1e4], requires_grad=True)
+    loss = rl.ranking_loss(scores, torch.tensor([0, 0]), torch.tensor([1, 2]))
+    loss.backward()
+    assert loss.item() == pytest.approx(2e4)
+    assert scores.grad.tolist() == [-1.0, 1.0]
+
+
+# ---------------------------------------------------------------- log-probabilities
+
+
+@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, None), (0.7, None), (1.0, 5.0), (1.3, 5.0)])
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+def test_token_log_probs_are_torchs_log_softmax(temperature, softcap, chunk):
+    torch.manual_seed(0)
+    hidden = (torch.randn(20, 8) * 2).requires_grad_()
+    weight, tokens = torch.randn(50, 8), torch.randint(50, (20,))
+    other = hidden.detach().clone().requires_grad_()
+    logits = other @ weight.T
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
+    table = torch.log_softmax(logits / temperature, -1)
+    expected = table[torch.arange(20), tokens]
+    push = torch.randn(20)
+    (expected * push).sum().backward()
+
+    found, entropy = rl.token_log_probs(hidden, weight, tokens, temperature=temperature, softcap=softcap, chunk=chunk)
+    (found * push).sum().backward()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(hidden.grad, other.grad, atol=1e-5, rtol=1e-4)
+    expected_entropy = torch.distributions.Categorical(logits=table.detach()).entropy()
+    torch.testing.assert_close(entropy, expected_entropy, atol=1e-5, rtol=1e-5)
+    assert not entropy.requires_grad
+
+
+def test_token_log_probs_without_gradients_are_the_same_and_float32():
+    torch.manual_seed(0)
+    hidden, weight, tokens = torch.randn(9, 8), torch.randn(30, 8), torch.randint(30, (9,))
+    with torch.no_grad():
+        plain, _ = rl.token_log_probs(hidden, weight, tokens, chunk=4)
+    torch.testing.assert_close(plain, torch.log_softmax(hidden @ weight.T, -1)[torch.arange(9), tokens])
+    half, entropy = rl.token_log_probs(hidden.bfloat16(), weight, tokens)
+    assert half.dtype == entropy.dtype == torch.float32
+    assert (half - plain).abs().max() < 0.2
+
+
+# ---------------------------------------------------------------- KL
+
+
+def test_kl_estimators_on_two_small_distributions():
+    policy, reference = torch.tensor([0.6, 0.3, 0.1]), torch.tensor([0.2, 0.3, 0.5])
+    exact = float((policy * (policy / reference).log()).sum())
+    mean = {
+        name: float((policy * rl.kl_penalty(policy.log(), reference.log(), name)).sum()) for name in ("k1", "k2", "k3")
+    }
+    assert mean["k1"] == pytest.approx(exact, abs=1e-6)
+    assert mean["k3"] == pytest.approx(exact, abs=1e-6)
+    assert mean["k2"] != pytest.approx(exact, abs=1e-3)  # biased, and known to be
+    assert (rl.kl_penalty(policy.log(), reference.log(), "k3") >= 0).all()
+
+
+def test_kl_estimators_by_hand_and_their_sign():
+    # r = p_ref / p_policy = 1/2: k1 = log 2, k2 = (log 2)^2 / 2, k3 = 1/2 - 1 + log 2
+    ours, theirs = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log()
+    assert float(rl.kl_penalty(ours, theirs)) == pytest.approx(0.693147, abs=1e-6)
+    assert float(rl.kl_penalty(ours, theirs, "k2")) == pytest.approx(0.240227, abs=1e-6)
+    assert float(rl.kl_penalty(ours, theirs, "k3")) == pytest.approx(0.193147, abs=1e-6)
+    assert float(rl.kl_penalty(theirs, ours)) == pytest.approx(-0.693147, abs=1e-6)
+    assert torch.isfinite(rl.kl_penalty(torch.tensor(-500.0), torch.tensor(0.0), "k3"))
+
+
+# ---------------------------------------------------------------- rewards and advantages
+
+
+def test_token_rewards_by_hand():
+    kl = torch.tensor([[1.0, 2.0, 3.0], [4.0, math.nan, math.inf]])
+    rewards = rl.token_rewards(torch.tensor([10.0, -1.0]), kl, masks([3, 1], 3), 0.1)
+    torch.testing.assert_close(rewards, torch.tensor([[-0.1, -0.2, 9.7], [-1.4, 0.0, 0.0]]))
+
+
+def direct_gae(rewards, values, gamma, lam):
+    """arXiv 1506.02438, eq. 16: A_t = sum over l of (gamma lam)^l delta_{t+l}, by its definition."""
+    deltas = [
+        rewards[t] + (gamma * values[t + 1] if t + 1 < len(values) else 0.0) - values[t] for t in range(len(rewards))
+    ]
+    return [sum((gamma * lam) ** (s - t) * deltas[s] for s in range(t, len(deltas))) for t in range(len(deltas))]
+
+
+def rollout(seed, lengths, width):
+    generator = torch.Generator().manual_seed(seed)
+    rewards, values = (torch.randn(len(lengths), width, generator=generator, dtype=torch.float64) for _ in range(2))
+    return rewards, values, masks(lengths, width)
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.8), (0.99, 0.0), (1.0, 1.0), (0.5, 1.0), (0.0, 0.5)])
+def test_gae_is_the_sum_that_defines_it(gamma, lam):
+    lengths = [6, 1, 4]
+    rewards, values, mask = rollout(0, lengths, 6)
+    advantages, returns = rl.gae(rewards, values, mask, gamma=gamma, lam=lam)
+    for row, n in enumerate(lengths):
+        expected = direct_gae(rewards[row, :n].tolist(), values[row, :n].tolist(), gamma, lam)
+        assert advantages[row, :n].tolist() == pytest.approx(expected, abs=1e-12)
+        assert returns[row, :n].tolist() == pytest.approx(
+            [a + v for a, v in zip(expected, values[row, :n].tolist(), strict=True)], abs=1e-12
+        )
+        assert advantages[row, n:].abs().sum() == returns[row, n:].abs().sum() == 0
+
+
+def test_gae_with_lambda_one_is_monte_carlo_whatever_the_values_say():
+    lengths = [5, 3]
+    rewards, values, mask = rollout(1, lengths, 5)
+    _, returns = rl.gae(rewards, values, mask, gamma=0.9, lam=1.0)
+    _, others = rl.gae(rewards, values * 100 - 7, mask, gamma=0.9, lam=1.0)
+    for row, n in enumerate(lengths):
+        for t in range(n):
+            discounted = sum(0.9 ** (s - t) * float(rewards[row, s]) for s in range(t, n))
+            assert float(returns[row, t]) == pytest.approx(discounted, abs=1e-12)
+            assert float(others[row, t]) == pytest.approx(discounted, abs=1e-9)
+
+
+def test_gae_with_lambda_zero_is_the_temporal_difference():
+    advantages, _ = rl.gae(
+        torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[10.0, 20.0, 30.0]]), masks([3], 3), gamma=0.5, lam=0.0
+    )
+    assert advantages.tolist() == [[1 + 10 - 10, 2 + 15 - 20, 3 - 30]]
+
+
+def test_a_perfect_critic_leaves_no_advantage():
+    rewards, _, mask = rollout(2, [4, 2], 4)
+    truth = torch.where(mask, rewards, 0.0).flip(1).cumsum(1).flip(1)
+    advantages, _ = rl.gae(rewards, truth, mask, gamma=1.0, lam=0.7)
+    assert advantages.abs().max() < 1e-12
+
+
+def test_masked_whiten_is_numpys():
+    torch.manual_seed(0)
+    values, mask = torch.randn(4, 6) * 3 + 5, masks([6, 1, 3, 4], 6)
+    real = values[mask].numpy()
+    shifted = rl.masked_whiten(values, mask)
+    np.testing.assert_allclose(shifted[mask], (real - real.mean()) / real.std(), atol=1e-5)
+    kept = rl.masked_whiten(values, mask, shift_mean=False)
+    np.testing.assert_allclose(kept[mask], (real - real.mean()) / real.std() + real.mean(), atol=1e-5)
+    assert kept[mask].mean() == pytest.approx(real.mean(), abs=1e-4)  # the mean stays; the sign flag, that is
+    assert shifted[mask].mean() == pytest.approx(0, abs=1e-5)
+    assert (shifted[~mask] == 0).all() and (kept[~mask] == 0).all()
+
+
+def test_whitening_what_is_all_the_same_is_finite():
+    assert rl.masked_whiten(torch.full((2, 3), 4.0), masks([3, 1], 3)).abs().max() < 1e-3
+    assert float(rl.masked_mean(torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.bool))) == 0.0
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_policy_loss_by_hand():
+    # ratios 1.5, 1.5, 0.5, 0.5, 1.1 with advantages +, -, +, -, +; clip 0.2
+    ratio = torch.tensor([[1.5, 1.5, 0.5, 0.5, 1.1]])
+    new = ratio.log().requires_grad_()
+    advantages = torch.tensor([[2.0, -2.0, 2.0, -2.0, 2.0]])
+    loss, clipped = rl.policy_loss(new, torch.zeros(1, 5), advantages, masks([5], 5), cliprange=0.2)
+    torch.testing.assert_close(loss, torch.tensor([[-2.4, 3.0, -1.0, 1.6, -2.2]]))
+    assert clipped.tolist() == [[True, False, False, True, False]]
+    loss.sum().backward()
+    # d(-A r)/d log p = -A r where it is not clipped, 0 where it is.
+    torch.testing.assert_close(new.grad, torch.tensor([[0.0, 3.0, -1.0, 0.0, -2.2]]))
+
+
+def test_policy_gradient_raises_what_was_good():
+    new = torch.zeros(1, 2, requires_grad=True)
+    loss, _ = rl.policy_loss(new, torch.zeros(1, 2), torch.tensor([[1.0, -1.0]]), masks([2], 2), cliprange=0.2)
+    loss.sum().backward()
+    assert new.grad.tolist() == [[-1.0, 1.0]]  # descent: the first gets likelier, the second less so
+
+
+def test_value_loss_by_hand():
+    # old value 0, clip 0.2; value 1 with returns 2, 0.1, -1; value 0.1 (inside) with return 1
+    values = torch.tensor([[1.0, 1.0, 1.0, 0.1]], requires_grad=True)
+    returns = torch.tensor([[2.0, 0.1, -1.0, 1.0]])
+    loss, clipped = rl.value_loss(values, torch.zeros(1, 4), returns, masks([4], 4), cliprange_value=0.2)
+    torch.testing.assert_close(loss, torch.tensor([[0.5 * 1.8**2, 0.5 * 0.9**2, 0.5 * 2**2, 0.5 * 0.9**2]]))
+    assert clipped.tolist() == [[True, False, False, False]]
+    loss.sum().backward()
+    torch.testing.assert_close(values.grad, torch.tensor([[0.0, 0.9, 2.0, -0.9]]))
+
+
+def test_explained_variance_by_hand():
+    returns, mask = torch.tensor([[1.0, 2.0, 3.0, 9.0]]), masks([3], 4)
+    assert float(rl.explained_variance(returns, returns, mask)) == pytest.approx(1.0)
+    assert float(rl.explained_variance(torch.full((1, 4), 7.0), returns, mask)) == pytest.approx(0.0)
+    assert float(rl.explained_variance(returns + 5, returns, mask)) == pytest.approx(1.0)
+    # errors 0, 0, 1: variance 2/9, of returns 2/3
+    values = torch.tensor([[1.0, 2.0, 2.0, 0.0]])
+    assert float(rl.explained_variance(values, returns, mask)) == pytest.approx(2 / 3, abs=1e-6)
+    assert float(rl.explained_variance(-returns, returns, mask)) == pytest.approx(-3.0, abs=1e-5)
+
+
+# ---------------------------------------------------------------- nothing leaks from under a mask
+
+FUNCTIONS = {
+    "masked_mean": (1, lambda m, a: rl.masked_mean(a, m)),
+    "masked_whiten": (1, lambda m, a: rl.masked_whiten(a, m)),
+    "masked_whiten, mean kept": (1, lambda m, a: rl.masked_whiten(a, m, shift_mean=False)),
+    "token_rewards": (1, lambda m, a: rl.token_rewards(torch.tensor([1.0, 2.0, 3.0]), a, m, 0.1)),
+    "gae": (2, lambda m, a, b: torch.cat(rl.gae(a, b, m, gamma=0.9, lam=0.8))),
+    "policy_loss": (3, lambda m, a, b, c: torch.cat(rl.policy_loss(a, b, c, m, cliprange=0.2))),
+    "value_loss": (3, lambda m, a, b, c: torch.cat(rl.value_loss(a, b, c, m, cliprange_value=0.2))),
+    "explained_variance": (2, lambda m, a, b: rl.explained_variance(a, b, m)),
+}
+
+
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_junk_under_the_mask_changes_nothing(name, junk):
+    count, function = FUNCTIONS[name]
+    mask = masks([4, 1, 3], 4)
+    generator = torch.Generator().manual_seed(0)
+    clean = [torch.where(mask, torch.randn(3, 4, generator=generator), 0.0) for _ in range(count)]
+    for dirty in [{i} for i in range(count)] + [set(range(count))]:
+        runs = []
+        for spoil in (False, True):
+            inputs = [torch.where(mask, x, junk) if spoil and i in dirty else x.clone() for i, x in enumerate(clean)]
+            for x in inputs:
+                x.requires_grad_()
+            result = function(mask, *inputs)
+            (result * torch.linspace(1, 2, result.numel()).view(result.shape)).sum().backward()
+            runs.append((result.detach(), [x.grad for x in inputs]))
+        (plain, plain_grads), (spoiled, spoiled_grads) = runs
+        assert torch.equal(plain, spoiled), dirty
+        for a, b in zip(plain_grads, spoiled_grads, strict=True):
+            assert torch.equal(a, b), dirty
+            assert (b[~mask] == 0).all()
