@@ -1,6 +1,7 @@
 """SFT, a reward model on ranked answers, and PPO with LoRA adapters, on today's transformers, TRL and PEFT.
 
-What is named in `__all__` is the public API. Names are imported when they are first used, so that `import rlhf_kit` costs nothing.
+What is named in `__all__` is the public API. Names are imported when they are first used, so that `import rlhf_kit`
+costs nothing.
 """
 
 from __future__ import annotations

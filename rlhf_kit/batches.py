@@ -102,7 +102,8 @@ class Episodes:
     """Rollouts with everything the inner epochs of PPO need. All (B, R) but `sequences` and `score`.
 
     Attributes:
-        log_probs: of the policy that sampled, recomputed by the trainer's own forward pass, so that the first ratio is exactly 1.
+        log_probs: of the policy that sampled, recomputed by the trainer's own forward pass, so that the first ratio
+            is exactly 1.
         score: (B,) what the response earned, penalties included.
         kl: per-token KL(policy || reference).
     """
@@ -125,8 +126,8 @@ class Episodes:
         return self.score.size(0)
 
     def select(self, rows: Tensor) -> Episodes:
-        """The episodes `rows` (a 1-D index tensor), still padded as the whole was: padding must not depend on the minibatch,
-        or the first ratio of policy to old policy is not exactly 1 in low precision."""
+        """The episodes `rows` (a 1-D index tensor), still padded as the whole was: padding must not depend on the
+        minibatch, or the first ratio of policy to old policy is not exactly 1 in low precision."""
         picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "sequences"}
         s = self.sequences
         return Episodes(Sequences(s.input_ids[rows], s.attention_mask[rows], s.response_length), **picked)

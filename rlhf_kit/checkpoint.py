@@ -1,7 +1,9 @@
 """Run directories: what a stage leaves on disk, written so that a half-made one is never mistaken for a whole one.
 
-A stage works in `.NAME.partial` beside its run directory. When it is done the manifest is written last, and the directory gets its
-name by one rename. `inputs` in the manifest say what the stage depended on; the same inputs mean there is nothing to do.
+A stage works in `.NAME.partial` beside its run directory. When it is done the manifest is written last, and the
+directory gets its
+name by one rename. `inputs` in the manifest say what the stage depended on; the same inputs mean there is nothing to
+do.
 """
 
 from __future__ import annotations
@@ -106,7 +108,9 @@ def read_manifest(run: Path) -> Manifest:
         raise CheckpointError(f"{run / MANIFEST}: not a manifest of this kit ({failure})") from failure
     for name, expected in manifest.files.items():
         if not (run / name).is_file() or sha256_of(str(run / name)) != expected:
-            raise CheckpointError(f"{run / name}: missing or changed since the stage finished; remove {run} to make it again")
+            raise CheckpointError(
+                f"{run / name}: missing or changed since the stage finished; remove {run} to make it again"
+            )
     return manifest
 
 
@@ -163,7 +167,8 @@ def last_checkpoint(work: Path) -> Path | None:
 
 
 def finish(work: Path, run: Path, manifest: Manifest) -> None:
-    """Turns a work directory into the run directory. An older run of that name is kept beside it as `NAME.previous-N`."""
+    """Turns a work directory into the run directory. An older run of that name is kept beside it as
+    `NAME.previous-N`."""
     shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
     (work / INPUTS).unlink(missing_ok=True)
     weights = sorted(work.rglob("*.safetensors"))
@@ -185,14 +190,23 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
         self.stage = stage
         self.path = work / METRICS
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """When a stage goes on from a checkpoint, forgets what was logged after that checkpoint."""
         if state.is_world_process_zero and self.path.is_file():
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= state.global_step]
+            kept = [
+                line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= state.global_step
+            ]
             self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         """One JSON line a log entry."""
         if not state.is_world_process_zero or logs is None or "train_runtime" in logs:
@@ -202,7 +216,9 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
             stream.write(json.dumps(entry) + "\n")
         if not args.disable_tqdm:
             return  # the Trainer's own progress bar shows it
-        figures = " ".join(f"{k}={float(v):.4g}" for k, v in entry.items() if isinstance(v, (int, float, str)) and k != "step")
+        figures = " ".join(
+            f"{k}={float(v):.4g}" for k, v in entry.items() if isinstance(v, (int, float, str)) and k != "step"
+        )
         print(f"{self.stage} step={state.global_step}/{state.max_steps} {figures}", file=sys.stderr, flush=True)
 
 

@@ -1,7 +1,7 @@
 """From records to token ids: the one place where text becomes numbers, so that every stage sees the same ones.
 
-A prompt is rendered with the model's chat template (or taken as it is where the model has none). A response is tokenised by
-itself and ends with EOS: exactly what the model can produce after the prompt.
+A prompt is rendered with the model's chat template (or taken as it is where the model has none). A response is
+tokenised by itself and ends with EOS: exactly what the model can produce after the prompt.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Encoder:
 
     Args:
         tokenizer: with a pad token that is not EOS.
-        max_prompt_length: tokens; a longer conversation loses its oldest whole turns (never a system message), and only if its
-            last turn alone is still too long, the oldest tokens of the rendered text.
+        max_prompt_length: tokens; a longer conversation loses its oldest whole turns (never a system message), and
+            only if its last turn alone is still too long, the oldest tokens of the rendered text.
         max_length: tokens of prompt and response together; a response that goes beyond loses its end, and with it EOS.
     """
 

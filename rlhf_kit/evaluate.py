@@ -1,6 +1,8 @@
-"""What the stages changed, on prompts that nothing was trained on: base, SFT and PPO answer the same prompts, and are judged blind.
+"""What the stages changed, on prompts that nothing was trained on: base, SFT and PPO answer the same prompts, and are
+judged blind.
 
-Two judges: the reward model (which PPO was trained to please, so its verdict says whether PPO did its work) and, where the recipe
+Two judges: the reward model (which PPO was trained to please, so its verdict says whether PPO did its work) and,
+where the recipe
 names one, a rubric that neither trained nor ranked anything (which says whether that work was worth doing).
 """
 
@@ -48,7 +50,8 @@ class Answer:
 
 
 def load_rubric(name: str) -> Rubric:
-    """The function that `data.rubric` names: `path.py:function` or `module:function`, called as TRL calls reward functions.
+    """The function that `data.rubric` names: `path.py:function` or `module:function`, called as TRL calls reward
+    functions.
 
     Raises:
         DataError: no such file, module or function.
@@ -75,7 +78,8 @@ def answer_and_judge(
 ) -> dict[str, list[list[Answer]]]:
     """Answers of the base and of each adapter: a list a prompt, `samples_per_prompt` each.
 
-    What one policy said is kept in `work` as soon as it is done, so that an interrupted evaluation loses at most one policy.
+    What one policy said is kept in `work` as soon as it is done, so that an interrupted evaluation loses at most one
+    policy.
     """
     backbone = load_backbone(recipe.model)
     for name, run in adapters.items():
@@ -98,7 +102,13 @@ def answer_and_judge(
 
 
 def _answers(
-    backbone: Backbone, recipe: Recipe, encoder: Encoder, ids: list[list[int]], texts: list[str], name: str, rubric: Rubric | None
+    backbone: Backbone,
+    recipe: Recipe,
+    encoder: Encoder,
+    ids: list[list[int]],
+    texts: list[str],
+    name: str,
+    rubric: Rubric | None,
 ) -> list[list[Answer]]:
     k = recipe.evaluate.samples_per_prompt
     repeated = [prompt for prompt in ids for _ in range(k)]
@@ -118,7 +128,9 @@ def _answers(
             )
         scores: list[float] | None = None
         if rewards.REWARD in backbone.heads:
-            scores = rewards.score(backbone, repeated, responses, progress=lambda done: progress.advance(task, done)).tolist()
+            scores = rewards.score(
+                backbone, repeated, responses, progress=lambda done: progress.advance(task, done)
+            ).tolist()
     spoken = [encoder.text(response) for response in responses]
     marks = list(rubric(prompts=[t for t in texts for _ in range(k)], completions=spoken)) if rubric else None
     divergences = kl_to_reference(backbone, repeated, responses, recipe) if name == "ppo" else None
@@ -141,7 +153,8 @@ def _answers(
 def kl_to_reference(
     backbone: Backbone, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], recipe: Recipe
 ) -> list[float]:
-    """log policy - log reference of each response, in nats, at the temperature it was sampled with. Policy and reference see the same
+    """log policy - log reference of each response, in nats, at the temperature it was sampled with. Policy and
+    reference see the same
     padding: in bfloat16 another padding alone moves the sum by up to half a nat."""
     reference = "sft" if "sft" in backbone.adapters else None
     divergences: list[float] = []
@@ -164,14 +177,16 @@ def kl_to_reference(
 def compare(
     recipe: Recipe, answers: dict[str, list[list[Answer]]], field: str, ours: str, theirs: str
 ) -> Estimate | None:
-    """Win rate of one policy over another by `score` or `rubric`, averaged over prompts, with its interval; None without judge."""
+    """Win rate of one policy over another by `score` or `rubric`, averaged over prompts, with its interval; None
+    without judge."""
     rows = zip(_column(answers[ours], field), _column(answers[theirs], field), strict=True)
     rates = [win_rate(a, b) for a, b in rows if a and b]
     return _interval(recipe, rates) if rates else None
 
 
 def reward_gain(recipe: Recipe, answers: dict[str, list[list[Answer]]]) -> Estimate | None:
-    """Mean score of PPO minus SFT, in standard deviations of the SFT policy's scores, with its interval over prompts."""
+    """Mean score of PPO minus SFT, in standard deviations of the SFT policy's scores, with its interval over
+    prompts."""
     sft, ppo = _column(answers["sft"], "score"), _column(answers["ppo"], "score")
     if not any(sft):
         return None
@@ -252,10 +267,11 @@ def gain_in_words(answers: dict[str, list[list[Answer]]]) -> dict[str, Any]:
         f"The mean score rose by {total:.2f} standard deviations of SFT's scores."
         if total > 0
         else f"The mean score fell by {-total:.2f} standard deviations of SFT's scores.",
-        f"Answers went from {before['tokens']:.1f} to {after['tokens']:.1f} tokens and from {before['sentences']:.1f} to "
-        f"{after['sentences']:.1f} sentences on average; {after['eos_rate']:.0%} end by themselves ({before['eos_rate']:.0%} before).",
-        f"Of the change, {parts['length']:+.2f} is what these lengths and {parts['ended']:+.2f} what these endings were worth among SFT's own "
-        f"answers; {parts['rest']:+.2f} is neither: manner and content.",
+        f"Answers went from {before['tokens']:.1f} to {after['tokens']:.1f} tokens and from {before['sentences']:.1f} "
+        f"to {after['sentences']:.1f} sentences on average; {after['eos_rate']:.0%} end by themselves "
+        f"({before['eos_rate']:.0%} before).",
+        f"Of the change, {parts['length']:+.2f} is what these lengths and {parts['ended']:+.2f} what these endings were "
+        f"worth among SFT's own answers; {parts['rest']:+.2f} is neither: manner and content.",
         f"Of the samples of one prompt {after['distinct']:.0%} are distinct ({before['distinct']:.0%} before).",
     ]
     return {"parts": parts, "words": words}

@@ -16,15 +16,16 @@ from rlhf_kit.models.backbone import WEIGHTS_FILE
 from rlhf_kit.models.probe import Probe
 from rlhf_kit.recipe import Recipe
 
-# Largest difference of a logit between the trained model and the reloaded adapter. The same kernels on the same numbers agree to the
-# last bit; another thread count or batch shape may not.
+# Largest difference of a logit between the trained model and the reloaded adapter. The same kernels on the same
+# numbers agree to the last bit; another thread count or batch shape may not.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 # How much closer the export must be to the trained model than the base is.
 MARGIN = 10.0
 
 
 def export_adapter(recipe: Recipe, run: Path, trained: Manifest, out: Path) -> dict[str, Any]:
-    """Writes adapter, tokenizer and card to `out`, reloads the adapter with plain PEFT on a fresh base, and compares logits.
+    """Writes adapter, tokenizer and card to `out`, reloads the adapter with plain PEFT on a fresh base, and compares
+    logits.
 
     Args:
         run: directory of the stage whose adapter is exported.
@@ -32,7 +33,8 @@ def export_adapter(recipe: Recipe, run: Path, trained: Manifest, out: Path) -> d
         out: an empty directory; what is in it counts only if this function returns.
 
     Returns:
-        What was measured: positions, the largest and mean difference from the trained model, and the adapter's mean effect.
+        What was measured: positions, the largest and mean difference from the trained model, and the adapter's mean
+        effect.
 
     Raises:
         ExportError: the reloaded adapter differs from the trained model, or changes nothing.
@@ -65,7 +67,8 @@ def verify(recipe: Recipe, adapter: Path, probe: Probe) -> dict[str, Any]:
     limit = TOLERANCE[base.dtype]
     if figures["max_difference"] > limit or figures["mean_difference"] * MARGIN > effect:
         raise ExportError(
-            f"{adapter}: reloaded with PEFT, its logits differ from the trained model's by up to {figures['max_difference']:.3g} "
+            f"{adapter}: reloaded with PEFT, its logits differ from the trained model's by up to "
+            f"{figures['max_difference']:.3g} "
             f"(mean {figures['mean_difference']:.3g}; the adapter's own effect is {effect:.3g}, the limit {limit:g})"
         )
     return figures
@@ -74,7 +77,10 @@ def verify(recipe: Recipe, adapter: Path, probe: Probe) -> dict[str, Any]:
 def card(recipe: Recipe, trained: Manifest, figures: dict[str, Any]) -> str:
     """A model card: what it is, what it stands on, how it was verified, how to load it."""
     base = trained.base
-    settings = "\n".join(f"| `{key}` | `{value}` |" for key, value in trained.recipe[trained.stage].items() if key != "trainer")
+    settings = "\n".join(
+        f"| `{key}` | `{value}` |" for key, value in trained.recipe[trained.stage].items() if key != "trainer"
+    )
+    weights = f"`{base['name_or_path']}`" + (f", sha256 `{base['sha256']}`" if base["sha256"] else "")
     data = "\n".join(f"* `{name}`: sha256 `{digest}`" for name, digest in trained.inputs["data"].items())
     return f"""---
 base_model: {base["id"]}
@@ -86,7 +92,7 @@ tags: [lora, rlhf, ppo, rlhf_kit]
 # {trained.stage} adapter for {base["id"]}
 
 A LoRA adapter made with `rlhf_kit` (SFT, a reward model on ranked answers, PPO).
-The weights that it was trained on: `{base["name_or_path"]}`{f", sha256 `{base['sha256']}`" if base["sha256"] else ""}, in {base["dtype"]}.
+The weights that it was trained on: {weights}, in {base["dtype"]}.
 
 ```python
 from peft import PeftModel
@@ -99,9 +105,9 @@ tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")
 
 ## Verified
 
-Reloaded with plain PEFT on a freshly loaded base and compared with the trained model on {figures["positions"]} positions:
-largest difference of a logit {figures["max_difference"]:.3g}, mean {figures["mean_difference"]:.3g}; the adapter's own effect on the
-base's logits is {figures["mean_effect"]:.3g} on average.
+Reloaded with plain PEFT on a freshly loaded base and compared with the trained model on {figures["positions"]} positions.
+Largest difference of a logit: {figures["max_difference"]:.3g}; mean: {figures["mean_difference"]:.3g}.
+The adapter's own effect on the base's logits: {figures["mean_effect"]:.3g} on average.
 
 ## Data
 

@@ -78,8 +78,8 @@ Features = Mapping[str, Sequence[Sequence[float]]]
 def explain_gain(before: tuple[Features, Sequence[float]], after: tuple[Features, Sequence[float]]) -> dict[str, float]:
     """Splits a rise of the mean score into parts by what is known of the answers (Oaxaca 1973, Blinder 1973).
 
-    A linear model of the score on the features is fitted to the answers before; a feature's part is its coefficients times the
-    change of its mean. What the features do not explain is `rest`.
+    A linear model of the score on the features is fitted to the answers before; a feature's part is its coefficients
+    times the change of its mean. What the features do not explain is `rest`.
 
     Args:
         before: named groups of features, a row an answer, and the scores of the answers.

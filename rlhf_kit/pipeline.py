@@ -2,8 +2,8 @@
 
     sft -> reward -> ppo -> export -> evaluation -> report.html
 
-A step knows only directories. What decides whether a step must run again is its `inputs`: its settings, the hashes of its data and of
-the weights it starts from, the model and the seed.
+A step knows only directories. What decides whether a step must run again is its `inputs`: its settings, the hashes of
+its data and of the weights it starts from, the model and the seed.
 """
 
 from __future__ import annotations
@@ -53,11 +53,15 @@ class Step:
 _STEPS = {
     "sft": Step((("demonstrations", "demonstration"),), (), ("sft",)),
     "reward": Step(
-        (("rankings", "ranking"), ("rankings_heldout", "ranking"), ("demonstrations", "demonstration")), ("sft",), ("reward",)
+        (("rankings", "ranking"), ("rankings_heldout", "ranking"), ("demonstrations", "demonstration")),
+        ("sft",),
+        ("reward",),
     ),
     "ppo": Step((("prompts", "prompt"),), ("sft", "reward"), ("ppo",)),
     "export": Step((), ("ppo",), ("export",)),
-    "evaluation": Step((("prompts_heldout", "prompt"), ("rankings", "ranking")), ("sft", "reward", "ppo"), ("evaluate",)),
+    "evaluation": Step(
+        (("prompts_heldout", "prompt"), ("rankings", "ranking")), ("sft", "reward", "ppo"), ("evaluate",)
+    ),
 }
 
 
@@ -96,7 +100,9 @@ def run(recipe: Recipe) -> Path:
     """
     steps = planned(recipe)
     if not steps:
-        raise RecipeError([Problem("recipe", "data", "names no data, so there is nothing to do; give at least data.demonstrations")])
+        raise RecipeError(
+            [Problem("recipe", "data", "names no data, so there is nothing to do; give at least data.demonstrations")]
+        )
     records = load_data(recipe, steps)
     for name in steps:
         _run(recipe, name, records)
@@ -183,10 +189,14 @@ def _parents(recipe: Recipe, name: str) -> dict[str, Path]:
     for parent in _STEPS[name].needs:
         if parent in planned(recipe) or (out / parent / MANIFEST).is_file():
             if not (out / parent / MANIFEST).is_file():
-                raise CheckpointError(f"{out / parent}: not there; {name} starts from it, so run `rlhf-kit {parent}` first")
+                raise CheckpointError(
+                    f"{out / parent}: not there; {name} starts from it, so run `rlhf-kit {parent}` first"
+                )
             found[parent] = out / parent
         elif parent == "reward" and name == "ppo":
-            raise RecipeError([Problem("recipe", "data.rankings", "missing; PPO needs a reward model, and that needs ranked answers")])
+            raise RecipeError(
+                [Problem("recipe", "data.rankings", "missing; PPO needs a reward model, and that needs ranked answers")]
+            )
     return found
 
 
@@ -197,12 +207,15 @@ def _inputs(recipe: Recipe, name: str, parents: dict[str, Path]) -> dict[str, An
     if recipe.model.chat_template is not None:
         model["chat_template"] = files.sha256_of(recipe.model.chat_template)
     sources = {field: getattr(recipe.data, field) for field, _ in step.data}
+    settings = {section: getattr(recipe, section).model_dump() for section in step.settings}
     if name == "evaluation":
-        sources["rubric"] = recipe.data.rubric and recipe.data.rubric.rpartition(":")[0]
+        file, _, function = (recipe.data.rubric or "").rpartition(":")
+        sources["rubric"] = file or None
+        settings |= {"rubric": function, "response_length": recipe.ppo.response_length}
     return {
         "model": model,
         "lora": recipe.lora.model_dump(),
-        "settings": {section: getattr(recipe, section).model_dump() for section in step.settings},
+        "settings": settings,
         "max_prompt_length": recipe.data.max_prompt_length,
         "seed": recipe.seed,
         "data": {field: _hash(source) for field, source in sources.items() if source is not None},
@@ -293,7 +306,13 @@ def _evaluation(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str
     return found
 
 
-_ACTIONS: dict[str, Action] = {"sft": _sft, "reward": _reward, "ppo": _ppo, "export": _export, "evaluation": _evaluation}
+_ACTIONS: dict[str, Action] = {
+    "sft": _sft,
+    "reward": _reward,
+    "ppo": _ppo,
+    "export": _export,
+    "evaluation": _evaluation,
+}
 
 
 def _collect_metrics(recipe: Recipe, steps: list[str]) -> None:

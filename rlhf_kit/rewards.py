@@ -21,7 +21,8 @@ def save(backbone: Backbone, directory: Path) -> None:
 
 
 def load(backbone: Backbone, run: Path, name: str = REWARD) -> None:
-    """Puts the reward model of a run directory into a backbone, frozen, under the name that its adapter and head shall have."""
+    """Puts the reward model of a run directory into a backbone, frozen, under the name that its adapter and head
+    shall have."""
     backbone.load_adapter(name, run)
     backbone.add_head(name, ScalarHead.load(run, backbone.hidden_size))
 
@@ -51,7 +52,9 @@ def score(
     backbone.eval()
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = Sequences.collate([prompts[i] for i in rows], [responses[i] for i in rows], backbone.tokenizer.pad_token_id)
+        batch = Sequences.collate(
+            [prompts[i] for i in rows], [responses[i] for i in rows], backbone.tokenizer.pad_token_id
+        )
         with autocast(backbone):
             scores[rows] = score_batch(backbone, batch.to(backbone.device), name).cpu()
         progress(len(rows))

@@ -1,8 +1,8 @@
 """The mathematics of ranked rewards and PPO: pure functions of tensors, each with its equation and its source.
 
 Axes: B sequences, R response positions, N scored responses, H hidden, V vocabulary. Every mask is bool, True = real.
-Nothing under a mask ever reaches a result: masked positions are replaced before they are used, never multiplied by zero,
-because 0 x inf is NaN.
+Nothing under a mask ever reaches a result: masked positions are replaced before they are used, never multiplied by
+zero, because 0 x inf is NaN.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> T
 def ranking_loss(scores: Tensor, group: Tensor, rank: Tensor) -> Tensor:
     """InstructGPT's reward loss (arXiv 2203.02155, eq. 1), for any K in one batch.
 
-    For each prompt the mean over its ordered pairs of -log sigmoid(s_w - s_l); then the mean over the prompts that have a pair.
-    Tied responses make no pair.
+    For each prompt the mean over its ordered pairs of -log sigmoid(s_w - s_l); then the mean over the prompts that
+    have a pair. Tied responses make no pair.
 
     Args:
         scores: (N,) scores of all responses of the batch.
@@ -59,7 +59,7 @@ def ranking_loss(scores: Tensor, group: Tensor, rank: Tensor) -> Tensor:
     losses = -F.logsigmoid(scores[:, None] - scores[None, :])
     pairs_of_prompt = torch.where(group[:, None] == group[None, :], winner.sum(1)[None, :], 0).sum(1)  # (N,)
     prompts = torch.unique(group[winner.any(1)]).numel()
-    weight = pairs_of_prompt.clamp(min=1).reciprocal()
+    weight: Tensor = pairs_of_prompt.clamp(min=1).reciprocal()
     per_winner = torch.where(winner, losses, 0.0).sum(1) * weight
     return per_winner.sum() / max(prompts, 1)
 
@@ -75,8 +75,8 @@ def token_log_probs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of `tokens` under softmax(hidden @ weight.T / temperature), in float32.
 
-    The logits of a chunk live only while the chunk is computed; the backward pass makes them again. `hidden` must be flat: a
-    (B, R, H) slice would make the product a batched one that copies the whole head once a row.
+    The logits of a chunk live only while the chunk is computed; the backward pass makes them again. `hidden` must be
+    flat: a (B, R, H) slice would make the product a batched one that copies the whole head once a row.
 
     Args:
         hidden: (N, H) last hidden states of the positions that predict `tokens`.
@@ -109,8 +109,8 @@ def token_log_probs(
 def kl_penalty(log_probs: Tensor, reference: Tensor, estimator: KlEstimator = "k1") -> Tensor:
     """Per-token estimate of KL(policy || reference) from samples of the policy (joschu.net/blog/kl-approx.html).
 
-    With log r = log p_ref - log p_policy: k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r. k1 and k3 are unbiased; k1
-    belongs into the reward. All tensors (B, R).
+    With log r = log p_ref - log p_policy: k1 = -log r, k2 = (log r)^2 / 2, k3 = r - 1 - log r. k1 and k3 are
+    unbiased; k1 belongs into the reward. All tensors (B, R).
     """
     log_ratio = (reference - log_probs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     if estimator == "k1":
@@ -121,7 +121,8 @@ def kl_penalty(log_probs: Tensor, reference: Tensor, estimator: KlEstimator = "k
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """-kl_coef x KL at every real token, plus the score of the response on its last real token (arXiv 2203.02155, eq. 2).
+    """-kl_coef x KL at every real token, plus the score of the response on its last real token (arXiv 2203.02155, eq.
+    2).
 
     Args:
         scores: (B,).
@@ -136,8 +137,8 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (arXiv 1506.02438, eq. 16) and the returns, both (B, R).
 
-    Column t of `values` is the value before token t. After the last real token the episode is over: its value is 0. lam = 0 is the
-    one-step temporal difference, lam = 1 the discounted sum of rewards minus the value.
+    Column t of `values` is the value before token t. After the last real token the episode is over: its value is 0.
+    lam = 0 is the one-step temporal difference, lam = 1 the discounted sum of rewards minus the value.
     """
     rewards = torch.where(mask, rewards, 0.0)
     values = torch.where(mask, values, 0.0)
@@ -155,7 +156,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
 def policy_loss(
     log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, *, cliprange: float
 ) -> tuple[Tensor, Tensor]:
-    """PPO's clipped surrogate (arXiv 1707.06347, eq. 7), a (B, R) loss a token, and where the clip was active (B, R)."""
+    """PPO's clipped surrogate (arXiv 1707.06347, eq. 7), a (B, R) loss a token, and where the clip was active (B,
+    R)."""
     log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     plain = -advantages * ratio
@@ -166,7 +168,8 @@ def policy_loss(
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, *, cliprange_value: float
 ) -> tuple[Tensor, Tensor]:
-    """Half the squared error to the returns, clipped around the old values (baselines' ppo2), (B, R) each, as `policy_loss`."""
+    """Half the squared error to the returns, clipped around the old values (baselines' ppo2), (B, R) each, as
+    `policy_loss`."""
     values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))
     clipped_values = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     plain = (values - returns) ** 2

@@ -23,7 +23,8 @@ def sample(
 ) -> list[list[int]]:
     """One response to each prompt under the active role, EOS included where the model gave it.
 
-    A row that has ended leaves the batch, so that mixed lengths cost what they are worth. Tokens are drawn from the whole
+    A row that has ended leaves the batch, so that mixed lengths cost what they are worth. Tokens are drawn from the
+    whole
     softmax in float32: PPO needs samples of the policy itself, and what top-k or top-p would cut changes the policy.
 
     Args:

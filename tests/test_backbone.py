@@ -1,11 +1,22 @@
-"""One base with named adapters: the traps that were measured, each as a test, and PEFT and transformers as the oracle."""
+"""One base with named adapters: the traps that were measured, each as a test, and PEFT and transformers as the
+oracle."""
 
 import copy
 import json
 
 import pytest
 import torch
-from backbones import BASE_ID, add_head, backbone_of_type, base_of_type, lora, stir, tiny_backbone, tiny_base, tiny_directory
+from backbones import (
+    BASE_ID,
+    add_head,
+    backbone_of_type,
+    base_of_type,
+    lora,
+    stir,
+    tiny_backbone,
+    tiny_base,
+    tiny_directory,
+)
 from peft import PeftModel, get_peft_model
 from transformers import AutoTokenizer
 
@@ -92,7 +103,10 @@ def test_training_what_is_not_there_is_refused():
         backbone.train_only("polcy")
     with pytest.raises(ModelError, match="no adapter"):
         Backbone(tiny_base(), None, BASE_ID).peft  # noqa: B018
-    with pytest.raises(ModelError, match="no adapter named policy"), Backbone(tiny_base(), None, BASE_ID).role("policy"):
+    with (
+        pytest.raises(ModelError, match="no adapter named policy"),
+        Backbone(tiny_base(), None, BASE_ID).role("policy"),
+    ):
         pass
 
 
@@ -332,7 +346,9 @@ def test_gemmas_soft_capping_matters_here():
     assert backbone.base(input_ids=IDS).logits.abs().max() <= 2.0
 
 
-@pytest.mark.parametrize(("model_type", "fields"), [("cohere", {"logit_scale": 0.25}), ("granite", {"logits_scaling": 8.0})])
+@pytest.mark.parametrize(
+    ("model_type", "fields"), [("cohere", {"logit_scale": 0.25}), ("granite", {"logits_scaling": 8.0})]
+)
 def test_a_model_that_scales_its_logits_is_refused(model_type, fields):
     backbone = backbone_of_type(model_type, **fields)
     with pytest.raises(ModelError, match=model_type):

@@ -162,7 +162,9 @@ def key(record):
 @pytest.mark.parametrize("seed", range(5))
 def test_the_split_never_has_a_prompt_on_both_sides(seed):
     records = many(20)
-    records += [r.model_copy(update={"prompt": conversation({"role": "user", "content": r.prompt})}) for r in many(20, 1)]
+    records += [
+        r.model_copy(update={"prompt": conversation({"role": "user", "content": r.prompt})}) for r in many(20, 1)
+    ]
     training, held = split_by_prompt(records, 0.25, seed)
     assert len({key(r) for r in held}) == 5
     assert not {key(r) for r in training} & {key(r) for r in held}

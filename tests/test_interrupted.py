@@ -1,4 +1,4 @@
-"""A run that is killed goes on where it was, and ends where it would have ended; bad input stops it before it starts."""
+"""A run that is killed goes on where it was, and ends where it would have ended; bad input stops it at once."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_unreadable_model_leaves_nothing_that_is_trusted(fresh: Path, capsys: py
 def test_full_disk_is_one_line_and_the_next_run_goes_on(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The disk is full when the finished adapter is written: no directory has a name, and the checkpoint is used again."""
+    """The disk is full when the adapter is written: nothing gets its name, and the checkpoint is used again."""
     from rlhf_kit.models import backbone
 
     def full(tensors: Any, path: Path, metadata: Any = None) -> None:

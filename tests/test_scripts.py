@@ -82,7 +82,7 @@ def test_one_stage_after_another_under_accelerate_launch(tiny: Path) -> None:
         "ppo": ["--prompts", "prompts.jsonl", "--episodes", "32"],
     }
     shutil.rmtree(tiny / "steps", ignore_errors=True)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
     for stage, words in options.items():
         script = str(ROOT / "recipes" / f"{stage}.py")
         done = start(*launch, script, "--model", "model", "--output-dir", "steps", *words, cwd=tiny)

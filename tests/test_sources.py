@@ -69,7 +69,9 @@ def test_a_hub_id_is_left_to_transformers():
     assert resolve("gpt2") == "gpt2"
 
 
-@pytest.mark.parametrize("name", ["models/that/is/missing", "/nowhere/model", "a b/c", "./missing/model", "", "https://x.org/m"])
+@pytest.mark.parametrize(
+    "name", ["models/that/is/missing", "/nowhere/model", "a b/c", "./missing/model", "", "https://x.org/m"]
+)
 def test_what_is_neither_is_refused(name):
     with pytest.raises(ModelError, match="neither a directory"):
         resolve(name)
@@ -108,7 +110,8 @@ def test_the_cache_is_where_it_is_told_to_be(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["pypi:tiny", "pypi:tiny==1.0", "pypi:tiny#a.gguf", "pypi:tiny>=1#a.gguf", "pypi:==1#a.gguf", "pypi:a==1#a.bin"]
+    "name",
+    ["pypi:tiny", "pypi:tiny==1.0", "pypi:tiny#a.gguf", "pypi:tiny>=1#a.gguf", "pypi:==1#a.gguf", "pypi:a==1#a.bin"],
 )
 def test_a_package_is_named_whole(name):
     with pytest.raises(ModelError, match="PACKAGE==VERSION#FILE"):

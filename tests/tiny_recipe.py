@@ -47,8 +47,8 @@ def write_recipe(directory: Path, **changes: dict[str, Any]) -> Path:
             "prompts_heldout": "heldout.jsonl",
             "rubric": "rubric.py:count_cats",
         },
-        "sft": {"learning_rate": 1e-2, "num_train_epochs": 3, "save_steps": 4},
-        "reward": {"learning_rate": 5e-3, "save_steps": 4},
+        "sft": {"learning_rate": 1e-2, "num_train_epochs": 4, "save_steps": 16},
+        "reward": {"learning_rate": 5e-3},
         "ppo": {
             "total_episodes": 256,
             "batch_size": 32,

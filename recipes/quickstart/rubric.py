@@ -1,14 +1,16 @@
 """A judge of the quickstart's answers that reads form alone: a mark from 0 to 14, by rules that anyone can check.
 
-It trained nothing, ranked nothing, and knows nothing of truth: an answer that is neat, on the subject and false gets a high mark. The labelers
-read for sense as well, so they and this rubric agree on many pairs, not on all; the evaluation prints on how many.
+It trained nothing, ranked nothing, and knows nothing of truth: an answer that is neat, on the
+subject and false gets a high mark. The labelers read for sense as well, so they and this rubric agree on many pairs, not on
+all; the evaluation prints on how many.
 """
 
 import re
 
 PREAMBLE = re.compile(
-    r"^\W*(sure|certainly|of course|absolutely|great|good|nice|interesting|lovely|ooh|oh|ah|well|okay|ok|hmm|hi|hello|hey|thanks|thank you|"
-    r"happy to|glad|i'd be|i would be|i'd love|no problem|no worries|let me|let's see|that's a|what a|yes, (this|that) is a)\b[^.!?]*[,.!:]",
+    r"^\W*(sure|certainly|of course|absolutely|great|good|nice|interesting|lovely|ooh|oh|ah|well|okay|ok|hmm|hi|hello|"
+    r"hey|thanks|thank you|happy to|glad|i'd be|i would be|i'd love|no problem|no worries|let me|let's see|that's a|"
+    r"what a|yes, (this|that) is a)\b[^.!?]*[,.!:]",
     re.IGNORECASE,
 )
 FAREWELL = re.compile(
@@ -16,13 +18,103 @@ FAREWELL = re.compile(
     r"if you have any|all the best|cheers|best of luck)[^.!?]*[.!?]*\s*$",
     re.IGNORECASE,
 )
-HEDGE = re.compile(r"\b(i think|i guess|i suppose|i'm not sure|it depends|maybe|perhaps|probably|i believe|hard to say)\b", re.IGNORECASE)
+HEDGE = re.compile(
+    r"\b(i think|i guess|i suppose|i'm not sure|it depends|maybe|perhaps|probably|i believe|hard to say)\b",
+    re.IGNORECASE,
+)
 LIST = re.compile(r"(^|\n)\s*([-*•]|\d+[.)])\s+|\*\*|^#+ ", re.MULTILINE)
 WORD = re.compile(r"[a-z']+", re.IGNORECASE)
 COMMON = frozenset(
-    "a an the and or but of to in on at for from with without by as is are was were be been do does did can could would should will what why "
-    "how who when where which that this these those it its i you we they he she my your our their me us them any some one give name tell "
-    "suggest explain describe help could please imagine someone if so not no yes than then there here have has had about into out up way".split()
+    [
+        "a",
+        "an",
+        "the",
+        "and",
+        "or",
+        "but",
+        "of",
+        "to",
+        "in",
+        "on",
+        "at",
+        "for",
+        "from",
+        "with",
+        "without",
+        "by",
+        "as",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "do",
+        "does",
+        "did",
+        "can",
+        "could",
+        "would",
+        "should",
+        "will",
+        "what",
+        "why",
+        "how",
+        "who",
+        "when",
+        "where",
+        "which",
+        "that",
+        "this",
+        "these",
+        "those",
+        "it",
+        "its",
+        "i",
+        "you",
+        "we",
+        "they",
+        "he",
+        "she",
+        "my",
+        "your",
+        "our",
+        "their",
+        "me",
+        "us",
+        "them",
+        "any",
+        "some",
+        "one",
+        "give",
+        "name",
+        "tell",
+        "suggest",
+        "explain",
+        "describe",
+        "help",
+        "could",
+        "please",
+        "imagine",
+        "someone",
+        "if",
+        "so",
+        "not",
+        "no",
+        "yes",
+        "than",
+        "then",
+        "there",
+        "here",
+        "have",
+        "has",
+        "had",
+        "about",
+        "into",
+        "out",
+        "up",
+        "way",
+    ]
 )
 
 

@@ -1,9 +1,10 @@
 """One base model, named LoRA adapters, scalar heads: the four models of PPO in the memory of one.
 
 `Backbone` is the only owner of which adapter is active and of what requires a gradient. PEFT's `set_adapter` rewrites
-`requires_grad`, so that a rollout under another adapter would silently freeze parameters between two updates; here the flags are
-put back each time from one table. A role must enclose its forward and its backward pass: with gradient checkpointing the backward
-pass runs the layers again, under whatever adapter is active then.
+`requires_grad`, so that a rollout under another adapter would silently freeze parameters between two updates; here
+the flags are
+put back each time from one table. A role must enclose its forward and its backward pass: with gradient checkpointing
+the backward pass runs the layers again, under whatever adapter is active then.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Backbone(nn.Module):
         self._fill(name, weights, directory)
 
     def reload_adapter(self, name: str, directory: Path) -> None:
-        """Puts the weights of a directory into an adapter that is there already (when training goes on from a checkpoint)."""
+        """Puts the weights of a directory into an adapter that is there already (when training goes on from a
+        checkpoint)."""
         self._fill(name, load_peft_weights(str(directory), device=str(self.device)), directory)
 
     def _fill(self, name: str, weights: dict[str, Tensor], directory: Path) -> None:
@@ -103,7 +105,8 @@ class Backbone(nn.Module):
             )
 
     def save_adapter(self, name: str, directory: Path) -> None:
-        """Writes an adapter in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`, at the top of `directory`."""
+        """Writes an adapter in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`, at the top of
+        `directory`."""
         directory.mkdir(parents=True, exist_ok=True)
         config = LoraConfig(**{**self.peft.peft_config[name].to_dict(), "inference_mode": True})
         config.base_model_name_or_path = self.base_id
@@ -151,7 +154,8 @@ class Backbone(nn.Module):
 
     @contextlib.contextmanager
     def role(self, name: str | None) -> Iterator[None]:
-        """The model as `name` plays it; None is the raw base. Must enclose the backward pass as well as the forward pass."""
+        """The model as `name` plays it; None is the raw base. Must enclose the backward pass as well as the forward
+        pass."""
         before = self._active
         if name != before:
             self._select(name)
@@ -209,7 +213,8 @@ class Backbone(nn.Module):
         return hidden
 
     def log_probs(self, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies, float32 (B, R), of `tokens` (B, R) from the states (B, R, H) that predict them."""
+        """Log-probabilities and entropies, float32 (B, R), of `tokens` (B, R) from the states (B, R, H) that predict
+        them."""
         flat_log_probs, flat_entropy = token_log_probs(
             hidden.reshape(-1, hidden.size(-1)),
             self.base.get_output_embeddings().weight,
@@ -240,5 +245,6 @@ class Backbone(nn.Module):
         if not torch.allclose(ours, theirs, atol=0.05, rtol=0.02):
             kind = self.config.model_type
             raise ModelError(
-                f"{kind}: the model post-processes its logits in a way that the kit does not know; it cannot be trained by PPO"
+                f"{kind}: the model post-processes its logits in a way that the kit does not know; "
+                "it cannot be trained by PPO"
             )

@@ -1,6 +1,7 @@
 """Scalar heads: one float32 number a position, kept beside the adapter in safetensors.
 
-They are ours and not PEFT's `modules_to_save`: a reward adapter that loses its head on save is the commonest fault of the field.
+They are ours and not PEFT's `modules_to_save`: a reward adapter that loses its head on save is the commonest fault of
+the field.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ HEAD_FILE = "head.safetensors"
 class ScalarHead(nn.Module):
     """A linear layer from hidden states to one number, with the normalisation of its scores.
 
-    The score is `(w . h + b - mean) / std`; `mean` and `std` are those of the raw scores over the demonstrations once a reward
-    model is trained (arXiv 2009.01325), 0 and 1 before.
+    The score is `(w . h + b - mean) / std`; `mean` and `std` are those of the raw scores over the demonstrations once
+    a reward model is trained (arXiv 2009.01325), 0 and 1 before.
     """
 
     mean: Tensor

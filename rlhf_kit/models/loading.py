@@ -122,8 +122,8 @@ def _quantization(model: ModelSection) -> BitsAndBytesConfig:
 
 
 def _keep_unpacked(base: PreTrainedModel) -> None:
-    """Stops bitsandbytes from repacking nf4 weights at the first evaluation forward on AVX-512 CPUs: training would then run
-    on the packed ones and get wrong gradients, without an error."""
+    """Stops bitsandbytes from repacking nf4 weights at the first evaluation forward on AVX-512 CPUs: training would
+    then run on the packed ones and get wrong gradients, without an error."""
     import bitsandbytes
 
     for module in base.modules():

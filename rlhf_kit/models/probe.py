@@ -1,7 +1,7 @@
 """A fingerprint of what a trained adapter does: some of its logits on fixed tokens, kept beside it.
 
-An export is compared with this, not with itself: the trained model is gone by then, and an adapter that was saved wrongly would
-agree with its own reload.
+An export is compared with this, not with itself: the trained model is gone by then, and an adapter that was saved
+wrongly would agree with its own reload.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class Probe:
         try:
             return cls(**load_file(directory / PROBE_FILE))
         except (OSError, TypeError, SafetensorError) as failure:
-            raise CheckpointError(f"{directory / PROBE_FILE}: missing or damaged; without it an export cannot be verified") from failure
+            raise CheckpointError(
+                f"{directory / PROBE_FILE}: missing or damaged; without it an export cannot be verified"
+            ) from failure
 
 
 @torch.no_grad()
@@ -77,7 +79,9 @@ def logits_of(model: nn.Module, ids: Tensor, mask: Tensor, vocabulary: Tensor) -
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=next(model.parameters()).dtype == torch.bfloat16)
+    autocast = torch.autocast(
+        device.type, dtype=torch.bfloat16, enabled=next(model.parameters()).dtype == torch.bfloat16
+    )
     with autocast:
         logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
     model.train(was_training)

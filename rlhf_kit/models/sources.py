@@ -1,7 +1,7 @@
 """Where weights come from: a Hub id, a local directory, a local GGUF file, or a GGUF file inside a Python package.
 
-Everything but a Hub id ends as a local directory in the Hugging Face layout, so that whatever loads it afterwards has one way
-to do so. A GGUF file is dequantised once and kept in the cache under the hash of its bytes.
+Everything but a Hub id ends as a local directory in the Hugging Face layout, so that whatever loads it afterwards has
+one way to do so. A GGUF file is dequantised once and kept in the cache under the hash of its bytes.
 """
 
 from __future__ import annotations

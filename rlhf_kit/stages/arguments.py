@@ -29,14 +29,17 @@ RESERVED = {
 }
 
 
-def build(cls: type[Arguments], recipe: Recipe, work: Path, fixed: dict[str, Any], trainer: dict[str, Any]) -> Arguments:
+def build(
+    cls: type[Arguments], recipe: Recipe, work: Path, fixed: dict[str, Any], trainer: dict[str, Any]
+) -> Arguments:
     """The trainer's arguments: the kit's defaults, then what the stage fixes, then the recipe's `trainer` mapping."""
     values: dict[str, Any] = {
         "output_dir": str(work / CHECKPOINTS),
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "bf16": resolve_dtype(recipe.model.dtype) == torch.bfloat16 and recipe.model.quantization is None,
-        "use_cpu": not torch.accelerator.is_available(),
+        # Where `use_cpu` is set, transformers leaves a DeepSpeed configuration aside without a word.
+        "use_cpu": not torch.accelerator.is_available() and not trainer.get("deepspeed"),
         "report_to": "none",
         "save_total_limit": 2,
         "logging_strategy": "steps",

@@ -1,8 +1,9 @@
 """Stage 3: proximal policy optimisation against the reward model, four roles on one base.
 
-The trainer is transformers' Trainer whose training data are made by the model that it trains: `Rollouts` is its data loader, and
-each update of the policy begins with fresh episodes. Policy and value model are adapters of their own with one backward pass
-each, and each inside its role.
+The trainer is transformers' Trainer whose training data are made by the model that it trains: `Rollouts` is its data
+loader, and
+each update of the policy begins with fresh episodes. Policy and value model are adapters of their own with one
+backward pass each, and each inside its role.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ VALUE_DIRECTORY = "value"
 class Rollouts:
     """The data loader of PPO: every update samples `batch_size` episodes and yields them as micro-batches.
 
-    Everything random depends on the seed and the number of the update alone, so a run that was interrupted goes on as if it had
-    not been.
+    Everything random depends on the seed and the number of the update alone, so a run that was interrupted goes on as
+    if it had not been.
     """
 
     def __init__(self, trainer: PPOTrainer) -> None:
@@ -77,15 +78,24 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
     """PPO with adapters on one base (arXiv 1707.06347, 2203.02155).
 
     Args:
-        model: a `Backbone` with the adapters policy, value (with its head) and reward (with its head); policy and value trainable.
-        args: transformers' arguments; steps are optimiser steps, `ppo.num_ppo_epochs * ppo.batch_size / ppo.mini_batch_size` an update.
+        model: a `Backbone` with the adapters policy, value (with its head) and reward (with its head); policy and
+            value trainable.
+        args: transformers' arguments; steps are optimiser steps, `ppo.num_ppo_epochs * ppo.batch_size /
+            ppo.mini_batch_size` an update.
         ppo: the algorithm's settings.
         train_dataset: token ids of prompts.
-        reference: the adapter that KL is measured against; None is the raw base, right only where there was no SFT stage.
+        reference: the adapter that KL is measured against; None is the raw base, right only where there was no SFT
+            stage.
     """
 
     def __init__(
-        self, model: Backbone, args: TrainingArguments, ppo: PpoSection, train_dataset: Sequence[list[int]], reference: str | None, **kwargs: Any
+        self,
+        model: Backbone,
+        args: TrainingArguments,
+        ppo: PpoSection,
+        train_dataset: Sequence[list[int]],
+        reference: str | None,
+        **kwargs: Any,
     ) -> None:
         self.ppo = ppo
         self.reference = reference
@@ -135,7 +145,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         return Episodes(sequences, log_probs, values, advantages, returns, torch.where(mask, kl, 0.0), penalised)
 
     def _judge(self, sequences: Sequences, rows: Tensor) -> tuple[Tensor, ...]:
-        """Log-probabilities of policy and reference, entropies, values, scores of some rows; padded as the whole batch."""
+        """Log-probabilities of policy and reference, entropies, values, scores of some rows; padded as the whole
+        batch."""
         part = Sequences(sequences.input_ids[rows], sequences.attention_mask[rows], sequences.response_length)
         backbone = self.backbone.eval()
         with self.compute_loss_context_manager():
@@ -159,7 +170,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
 
     # ---------------------------------------------------------------- learning
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """Gradients of policy and value on one micro-batch: two roles, one backward pass each."""
         self.backbone.train()
         episodes: Episodes = inputs["episodes"]
@@ -198,18 +211,22 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
     def _check(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
             update = self.state.global_step // self.steps_per_update + 1
-            raise RlhfKitError(f"ppo: the loss of update {update} is {loss.item()}; lower ppo.learning_rate or raise ppo.kl_coef")
+            raise RlhfKitError(
+                f"ppo: the loss of update {update} is {loss.item()}; lower ppo.learning_rate or raise ppo.kl_coef"
+            )
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
         """Each role by itself: a critic that starts far off must not shrink the policy's step."""
         norms = [
-            self.accelerator.clip_grad_norm_(group["params"], self.args.max_grad_norm) for group in self.optimizer.param_groups
+            self.accelerator.clip_grad_norm_(group["params"], self.args.max_grad_norm)
+            for group in self.optimizer.param_groups
         ]
         self._note(value_grad_norm=norms[1])
         return norms[0]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's optimiser with one group for the policy and one for the value model, each with its learning rate."""
+        """The Trainer's optimiser with one group for the policy and one for the value model, each with its learning
+        rate."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             critic = [*self.backbone.adapter_parameters(VALUE), *self.backbone.heads[VALUE].parameters()]
@@ -279,7 +296,8 @@ def prepare(recipe: Recipe, sft: Path | None, reward: Path) -> Backbone:
 
 
 def train(recipe: Recipe, prompts: list[Prompt], sft: Path | None, reward: Path, work: Path) -> dict[str, Any]:
-    """Trains the policy and leaves it in `work`, the value model in `work/value`; returns the figures of the last updates."""
+    """Trains the policy and leaves it in `work`, the value model in `work/value`; returns the figures of the last
+    updates."""
     ppo = recipe.ppo
     _check_sizes(ppo)
     torch.manual_seed(recipe.seed)
@@ -317,7 +335,9 @@ def probe(trainer: PPOTrainer, positions: int) -> Probe:
         while sum(map(len, sequences)) < positions:
             prompt = ids[len(sequences) % len(ids)]
             with trainer.compute_loss_context_manager():
-                (response,) = sample(backbone, [prompt], max_new_tokens=trainer.ppo.response_length, generator=generator)
+                (response,) = sample(
+                    backbone, [prompt], max_new_tokens=trainer.ppo.response_length, generator=generator
+                )
             sequences.append(prompt + response)
         return Probe.take(backbone.base, sequences, len(backbone.tokenizer), backbone.tokenizer.pad_token_id)
 

@@ -1,4 +1,5 @@
-"""Stage 2: a reward model from ranked answers: an adapter and a scalar head on the same base (arXiv 2203.02155, section 3.5).
+"""Stage 2: a reward model from ranked answers: an adapter and a scalar head on the same base (arXiv 2203.02155,
+section 3.5).
 
 All C(K,2) pairs of a prompt are one element of a batch and each response goes through the model once.
 """
@@ -49,10 +50,14 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
         scores = score_batch(backbone, sequences)
         loss = ranking_loss(scores, batch.group.to(scores.device), batch.rank.to(scores.device))
         if not torch.isfinite(loss):
-            raise RlhfKitError(f"reward: the loss is {loss.item()} at step {self.state.global_step}; lower reward.learning_rate")
+            raise RlhfKitError(
+                f"reward: the loss is {loss.item()} at step {self.state.global_step}; lower reward.learning_rate"
+            )
         return loss
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """One role around forward and backward pass: checkpointed layers run again in the backward pass."""
         with self.accelerator.unwrap_model(model).role(REWARD):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -75,7 +80,8 @@ def train(
     sft: Path | None,
     work: Path,
 ) -> dict[str, Any]:
-    """Trains the reward model from the SFT adapter, normalises its scores over the demonstrations, measures it, saves it.
+    """Trains the reward model from the SFT adapter, normalises its scores over the demonstrations, measures it, saves
+    it.
 
     Args:
         heldout: rankings that nothing is trained on; where empty, `reward.heldout_fraction` of the prompts is held out.
@@ -95,7 +101,9 @@ def train(
 
     if not heldout:
         rankings, heldout = split_by_prompt(rankings, section.heldout_fraction, recipe.seed)
-    encoder = Encoder(backbone.tokenizer, max_prompt_length=recipe.data.max_prompt_length, max_length=section.max_length)
+    encoder = Encoder(
+        backbone.tokenizer, max_prompt_length=recipe.data.max_prompt_length, max_length=section.max_length
+    )
     items = [encoder.ranking(record) for record in rankings if record.pairs]
     if not items:
         raise DataError([Problem("data.rankings", "", "no pair to learn from: all responses of every prompt are tied")])
@@ -151,7 +159,9 @@ def measure(backbone: Backbone, encoder: Encoder, heldout: Sequence[Ranking], re
         return {}
     per_prompt = [right / pairs for right, pairs in (pair_accuracy(scores[i], ranks[i]) for i in paired)]
     evaluate = recipe.evaluate
-    interval = bootstrap_mean(per_prompt, resamples=evaluate.bootstrap, confidence=evaluate.confidence, seed=recipe.seed)
+    interval = bootstrap_mean(
+        per_prompt, resamples=evaluate.bootstrap, confidence=evaluate.confidence, seed=recipe.seed
+    )
     group = torch.tensor([g for g, item in enumerate(items) for _ in item.responses])
     rank = torch.tensor([r for item in items for r in item.ranks])
     return {

@@ -25,11 +25,18 @@ def train(recipe: Recipe, demonstrations: list[Demonstration], work: Path) -> di
     backbone.add_adapter(ADAPTER, lora_config(recipe.lora))
     backbone.train_only(ADAPTER)
 
-    encoder = Encoder(backbone.tokenizer, max_prompt_length=recipe.data.max_prompt_length, max_length=section.max_length)
+    encoder = Encoder(
+        backbone.tokenizer, max_prompt_length=recipe.data.max_prompt_length, max_length=section.max_length
+    )
     dataset = Dataset.from_list([encoder.demonstration(record) for record in demonstrations])
     encoder.report("sft")
     fixed = section.model_dump(exclude={"trainer", "max_length"})
-    fixed |= {"max_length": None, "logging_steps": 5, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    fixed |= {
+        "max_length": None,
+        "logging_steps": 5,
+        "logging_first_step": True,
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+    }
     arguments = build(SFTConfig, recipe, work, fixed, section.trainer)
     with backbone.role(ADAPTER):
         trainer = SFTTrainer(
@@ -50,4 +57,5 @@ def train(recipe: Recipe, demonstrations: list[Demonstration], work: Path) -> di
         "shortened_prompts": encoder.shortened_prompts,
         "cut_responses": encoder.cut_responses,
         "processes": trainer.args.world_size,
+        "distributed": trainer.accelerator.distributed_type.value.lower(),
     }
