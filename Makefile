@@ -38,7 +38,15 @@ quickstart: $(VENV)/.base ## SFT, reward model and PPO on SmolLM2-135M; the page
 test: $(VENV)/.dev ## all tests but the slow ones
 	$(PYTEST) $(ARGS)
 
-test-slow: $(VENV)/.dev ## tests that need environments of their own, several processes or a browser
+# The page is tested in a real browser: the distribution's own, fetched where this may be done without asking.
+.PHONY: browser
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+		echo "no chromium here and no right to install one: the browser tests will be skipped"
+
+test-slow: $(VENV)/.dev browser ## tests that need environments of their own, several processes or a browser
 	DS_ACCELERATOR=cpu $(PYTEST) -m slow $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types and layers

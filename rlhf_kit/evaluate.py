@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from rich.progress import Progress
 
 from rlhf_kit import rewards
@@ -81,7 +82,7 @@ def answer_and_judge(
     What one policy said is kept in `work` as soon as it is done, so that an interrupted evaluation loses at most one
     policy.
     """
-    backbone = load_backbone(recipe.model)
+    backbone = load_backbone(recipe.model).to(PartialState().device)
     for name, run in adapters.items():
         backbone.load_adapter(name, run)
     if reward is not None:

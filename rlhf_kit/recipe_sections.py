@@ -202,7 +202,7 @@ class PpoSection(Section):
     )
     response_length: int = Field(default=64, ge=1, description="The most tokens of an answer.")
     temperature: float = Field(default=1.0, gt=0, description="Of sampling, and of every log-probability in training.")
-    value_head_init: Literal["reward", "zero"] = Field(default="reward", description="What the value head starts from.")
+    value_head_init: Literal["reward", "zero"] = Field(default="zero", description="What the value head starts from.")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam's decay of the mean gradient.")
     adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="Adam's decay of the mean squared gradient.")
     adam_epsilon: float = Field(default=1e-5, gt=0, description="Adam's guard against division by zero.")

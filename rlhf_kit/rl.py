@@ -61,7 +61,8 @@ def ranking_loss(scores: Tensor, group: Tensor, rank: Tensor) -> Tensor:
     prompts = torch.unique(group[winner.any(1)]).numel()
     weight: Tensor = pairs_of_prompt.clamp(min=1).reciprocal()
     per_winner = torch.where(winner, losses, 0.0).sum(1) * weight
-    return per_winner.sum() / max(prompts, 1)
+    loss: Tensor = per_winner.sum() / max(prompts, 1)
+    return loss
 
 
 def token_log_probs(

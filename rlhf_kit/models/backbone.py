@@ -84,7 +84,10 @@ class Backbone(nn.Module):
             weights = load_peft_weights(str(directory), device=str(self.device))
         except (OSError, ValueError, SafetensorError) as failure:
             raise CheckpointError(f"{directory}: not an adapter: {failure}") from failure
-        self.add_adapter(name, config)
+        try:
+            self.add_adapter(name, config)
+        except ValueError as failure:  # none of its target modules is there
+            raise CheckpointError(f"{directory}: the adapter does not fit {self.base_id}: {failure}") from failure
         self._fill(name, weights, directory)
 
     def reload_adapter(self, name: str, directory: Path) -> None:

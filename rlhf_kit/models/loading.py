@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -60,7 +61,10 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
         raise ModelError(f"{model.name_or_path}: the tokenizer has no EOS token, so a response can never end")
     tokenizer.pad_token = _pad_token(tokenizer, model)
     if model.chat_template is not None:
-        tokenizer.chat_template = Path(model.chat_template).read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = Path(model.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as failure:
+            raise ModelError(f"model.chat_template: {model.chat_template} cannot be read: {failure}") from failure
     return tokenizer
 
 
@@ -99,7 +103,7 @@ def load_base(model: ModelSection) -> PreTrainedModel:
             use_safetensors=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as failure:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as failure:
         raise ModelError(f"{model.name_or_path}: cannot be loaded: {_first_line(failure)}") from failure
     if model.quantization == "4bit":
         _keep_unpacked(base)

@@ -90,6 +90,7 @@ def train(
     section = recipe.reward
     backbone = load_backbone(recipe.model)
     if sft is None:
+        torch.manual_seed(recipe.seed)
         backbone.add_adapter(REWARD, lora_config(recipe.lora))
     else:
         backbone.load_adapter(REWARD, sft)

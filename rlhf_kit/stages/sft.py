@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -22,6 +23,7 @@ def train(recipe: Recipe, demonstrations: list[Demonstration], work: Path) -> di
     """Trains the adapter `sft` and leaves it in `work` in PEFT's layout; returns the figures of the training."""
     section = recipe.sft
     backbone = load_backbone(recipe.model)
+    torch.manual_seed(recipe.seed)  # before the adapter is drawn; the trainer seeds too late for that
     backbone.add_adapter(ADAPTER, lora_config(recipe.lora))
     backbone.train_only(ADAPTER)
 
@@ -46,6 +48,9 @@ def train(recipe: Recipe, demonstrations: list[Demonstration], work: Path) -> di
             processing_class=backbone.tokenizer,
             callbacks=[MetricsLog("sft", work)],
         )
+        # TRL has made the adapter of a quantised model bfloat16, where small steps are lost. No optimiser exists yet.
+        for parameter in backbone.adapter_parameters(ADAPTER):
+            parameter.data = parameter.data.float()
         fit(trainer, work)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if trainer.is_world_process_zero():
