@@ -35,7 +35,8 @@ from rlhf_kit.rollout import sample_in_batches
 
 Rubric = Callable[..., Sequence[float]]
 
-_BATCH = 64
+# Sequences of a forward pass that needs no cache.
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _answers(
             responses = sample_in_batches(
                 backbone,
                 repeated,
-                batch_size=_BATCH,
+                batch_size=recipe.evaluate.per_device_eval_batch_size,
                 progress=lambda done: progress.advance(task, done),
                 max_new_tokens=recipe.ppo.response_length,
                 temperature=recipe.evaluate.temperature,
@@ -159,8 +160,8 @@ def kl_to_reference(
     padding: in bfloat16 another padding alone moves the sum by up to half a nat."""
     reference = "sft" if "sft" in backbone.adapters else None
     divergences: list[float] = []
-    for start in range(0, len(prompts), _BATCH // 4):
-        rows = slice(start, start + _BATCH // 4)
+    for start in range(0, len(prompts), _BATCH):
+        rows = slice(start, start + _BATCH)
         batch = Sequences.collate(prompts[rows], responses[rows], backbone.tokenizer.pad_token_id).to(backbone.device)
         sums = []
         for role in ("ppo", reference):

@@ -226,6 +226,7 @@ class EvaluateSection(Section):
 
     samples_per_prompt: int = Field(default=4, ge=1, description="Answers sampled from each model to each prompt.")
     temperature: float = Field(default=1.0, gt=0, description="Of sampling.")
+    per_device_eval_batch_size: int = Field(default=64, ge=1, description="Answers sampled side by side.")
     bootstrap: int = Field(default=2000, ge=1, description="Resamples behind an interval.")
     confidence: float = Field(default=0.95, gt=0, lt=1, description="The share of them inside the interval.")
 

@@ -88,4 +88,4 @@ def base_of_type(model_type: str, **fields: object) -> PreTrainedModel:
 
 
 def backbone_of_type(model_type: str, **fields: object) -> Backbone:
-    return Backbone(base_of_type(model_type, **fields), make_tiny_tokenizer(), f"someone/tiny-{model_type}")
+    return Backbone(base_of_type(model_type, **fields), make_tiny_tokenizer(), f"someone/tiny-{model_type}").eval()

@@ -34,7 +34,15 @@ INPUTS = {"seed": 0, "data": {"rankings": "ab12"}, "ppo": {"kl_coef": 0.05, "tra
 
 def manifest(**fields):
     return Manifest(
-        **{"stage": "sft", "inputs": INPUTS, "metrics": {"loss": 1.5}, "seconds": 2.0, "base": {}, "parents": {}, "recipe": {}}
+        **{
+            "stage": "sft",
+            "inputs": INPUTS,
+            "metrics": {"loss": 1.5},
+            "seconds": 2.0,
+            "base": {},
+            "parents": {},
+            "recipe": {},
+        }
         | fields
     )
 
@@ -252,7 +260,12 @@ def test_differences_are_readable():
     before = {"seed": 0, "ppo": {"kl_coef": 0.05, "lam": 0.95}, "data": "a" * 64, "gone": 1}
     now = {"seed": 0, "ppo": {"kl_coef": 0.1, "lam": 0.95}, "data": "b" * 64, "new": [1]}
     long = f'"{"a" * 17}...{"a" * 17}" -> "{"b" * 17}...{"b" * 17}"'
-    assert differences(before, now) == [f"data: {long}", "gone: 1 -> null", "new: null -> [1]", "ppo.kl_coef: 0.05 -> 0.1"]
+    assert differences(before, now) == [
+        f"data: {long}",
+        "gone: 1 -> null",
+        "new: null -> [1]",
+        "ppo.kl_coef: 0.05 -> 0.1",
+    ]
     assert differences(before, before) == []
     assert differences({"a": {"b": 1}}, {"a": None}) == ['a: {"b": 1} -> null']
 

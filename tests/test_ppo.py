@@ -169,7 +169,9 @@ def test_experience_is_what_separate_models_say(tmp_path, reference):
                 return torch.log_softmax(logits, -1).gather(1, tokens[:, None]).squeeze(1)
 
             ours, theirs = log_probs("policy"), log_probs("sft")
-            values = heads["value"](models["value"].base_model.model.model(input_ids=ids).last_hidden_state[0, start - 1 : -1])
+            values = heads["value"](
+                models["value"].base_model.model.model(input_ids=ids).last_hidden_state[0, start - 1 : -1]
+            )
             score = heads["reward"](models["reward"].base_model.model.model(input_ids=ids).last_hidden_state[0, -1])
             ended.append(bool((tokens == eos).any()))
             score = score - (0.0 if ended[-1] else 0.7)

@@ -70,7 +70,9 @@ def test_rows_that_have_ended_leave_the_batch_and_the_others_do_not_notice():
     backbone = tiny_backbone("policy")
     with_eos_often(backbone)
     rows = []
-    backbone.decoder.register_forward_pre_hook(lambda _, __, kwargs: rows.append(kwargs["input_ids"].size(0)), with_kwargs=True)
+    backbone.decoder.register_forward_pre_hook(
+        lambda _, __, kwargs: rows.append(kwargs["input_ids"].size(0)), with_kwargs=True
+    )
     with backbone.role("policy"):
         found = sample(backbone, PROMPTS * 6, max_new_tokens=8, generator=torch.Generator().manual_seed(1))
     # Step t runs for the rows whose response has more than t tokens, and for no other.
@@ -108,7 +110,9 @@ def test_draws_follow_the_softmax(temperature):
 def test_draws_follow_the_softmax_over_a_large_vocabulary():
     logits = torch.randn(50_000, generator=torch.Generator().manual_seed(1)) * 2
     count = 600
-    tokens = torch.cat([draw(logits.expand(50, -1), 1.0, g) for g in [torch.Generator().manual_seed(3)] for _ in range(12)])
+    tokens = torch.cat(
+        [draw(logits.expand(50, -1), 1.0, g) for g in [torch.Generator().manual_seed(3)] for _ in range(12)]
+    )
     share = torch.softmax(logits.double(), -1).view(5, -1).sum(1)
     seen = torch.bincount(tokens // 10_000, minlength=5).double()
     assert float(((seen - share * count) ** 2 / (share * count)).sum()) < CHI_SQUARE[4]
@@ -164,8 +168,6 @@ def test_on_token_hears_the_first_prompt_only_and_training_mode_comes_back():
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 def test_batches_of_like_length_give_each_prompt_its_own_answer(size):
     backbone, done = tiny_backbone(), []
-    found = sample_in_batches(
-        backbone, PROMPTS, batch_size=size, progress=done.append, max_new_tokens=5, temperature=0
-    )
+    found = sample_in_batches(backbone, PROMPTS, batch_size=size, progress=done.append, max_new_tokens=5, temperature=0)
     assert found == [greedy_alone(backbone, None, prompt, 5) for prompt in PROMPTS]
     assert sum(done) == len(PROMPTS)

@@ -1,0 +1,110 @@
+"""Every command and example of README.md is run: here, in test_scripts.py, or by .ci/run."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_recipe import write_recipe
+
+from rlhf_kit import cli
+
+ROOT = Path(__file__).parents[1]
+ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
+CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    return [line for block in blocks(text, "bash") for line in block.splitlines() if line.strip()]
+
+
+def the_recipe() -> dict[str, object]:
+    (block,) = blocks(ENGLISH, "yaml")
+    return yaml.safe_load(block)
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory as README's reader has it: the files that it names, with a tiny model in the place of the Hub's."""
+    directory = tmp_path_factory.mktemp("readme")
+    tiny = yaml.safe_load(write_recipe(directory).read_text())
+    recipe = the_recipe()
+    mine = recipe["data"]
+    for field, source in (("demonstrations", "demonstrations"), ("prompts", "prompts"), ("prompts_heldout", "heldout")):
+        shutil.copyfile(directory / f"{source}.jsonl", directory / mine[field])
+    example = json.loads(blocks(ENGLISH, "json")[0])
+    rankings = (directory / "rankings.jsonl").read_text() + json.dumps(example) + "\n"
+    (directory / mine["rankings"]).write_text(rankings)
+    recipe["model"] = tiny["model"]
+    # The defaults are for real models; a tiny one needs larger steps, and fewer of them do here.
+    recipe |= {"sft": {"learning_rate": 1e-2}, "reward": {"learning_rate": 5e-3}}
+    recipe["ppo"] = {"total_episodes": 32, "response_length": 8}
+    (directory / "my_recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return directory
+
+
+def test_every_command_is_run_somewhere() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    scripts = (ROOT / "tests" / "test_scripts.py").read_text()
+    for command in commands(ENGLISH):
+        program, *rest = shlex.split(command)
+        if program == "make":
+            assert f"make {rest[0]}" in ci, command
+        elif program in ("python", "accelerate"):
+            assert rest[-1].startswith("recipes/") and (ROOT / rest[-1]).is_file() and "accelerate" in scripts, command
+        else:
+            assert program == "rlhf-kit", command
+
+
+def test_the_kits_own_commands_run_in_order(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(desk)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("small green river\n"))
+    mine = [shlex.split(c)[1:] for c in commands(ENGLISH) if c.startswith("rlhf-kit")]
+    assert {argv[0] for argv in mine} == {"validate", "run", "chat", "export", "report", "doctor"}
+    for argv in mine:
+        assert cli.main(argv) == 0, (argv, capsys.readouterr().err[-2000:])
+    assert (desk / "runs/mine/report.html").is_file() and (desk / "runs/other/ppo/manifest.json").is_file()
+    assert json.loads((desk / "runs/other/ppo/manifest.json").read_text())["recipe"]["ppo"]["kl_coef"] == 0.1
+
+    (snippet,) = blocks(ENGLISH, "python")
+    namespace: dict[str, object] = {}
+    exec(snippet.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(desk / "model")), namespace)
+    assert namespace["tokenizer"].eos_token == "<|im_end|>"
+
+
+def test_the_mistake_it_shows_is_reported_as_it_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("model:\n  name_or_path: a/b\nsft: {}\nppo:\n  gamma: 1.0\n  kl_coeff: 0.1\n")
+    assert cli.main(["run", "recipe.yaml"]) == 2
+    shown = re.search(r"^    (recipe\.yaml:6: .*)$", ENGLISH, re.MULTILINE)
+    assert shown is not None and shown.group(1) in capsys.readouterr().err
+
+
+def test_the_chinese_page_has_the_same_commands_and_examples() -> None:
+    assert commands(CHINESE) == commands(ENGLISH)
+    assert [yaml.safe_load(b) for b in blocks(CHINESE, "yaml")] == [the_recipe()]
+    assert blocks(CHINESE, "python") == blocks(ENGLISH, "python")
+    assert [json.loads(b).keys() for b in blocks(CHINESE, "json")] == [
+        json.loads(b).keys() for b in blocks(ENGLISH, "json")
+    ]
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_every_link_leads_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8")):
+        assert target.startswith("http") or (ROOT / target).exists(), target
