@@ -2,8 +2,8 @@
 
     python benchmarks/bench_rollout.py [--rows 16] [--tokens 48]
 
-Ends with one JSON line. `time_ratio` is ours / theirs, the best of three rounds each, in turns; below 1 is faster. A tiny model from a
-config would measure Python alone, so the model is the quickstart's.
+Ends with one JSON line. `time_ratio` is ours / theirs, the best of three rounds each, in turns; below 1 is faster. A
+tiny model from a config would measure Python alone, so the model is the quickstart's.
 """
 
 import argparse

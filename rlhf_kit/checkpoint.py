@@ -167,20 +167,21 @@ def last_checkpoint(work: Path) -> Path | None:
 
 
 def finish(work: Path, run: Path, manifest: Manifest) -> None:
-    """Turns a work directory into the run directory. An older run of that name is kept beside it as
-    `NAME.previous-N`."""
-    shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
-    (work / INPUTS).unlink(missing_ok=True)
-    weights = sorted(work.rglob("*.safetensors"))
+    """Turns a work directory into the run directory. An older run of that name is kept beside it as `NAME.previous-N`.
+
+    The checkpoints go last: a stage that is killed in here goes on from them.
+    """
+    weights = sorted(path for path in work.rglob("*.safetensors") if CHECKPOINTS not in path.relative_to(work).parts)
     files = {str(path.relative_to(work)): sha256_of(str(path)) for path in weights}
     finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    whole = {**asdict(manifest), "files": files, "versions": versions(), "finished": finished}
-    write_json(work / MANIFEST, whole)
+    write_json(work / MANIFEST, {**asdict(manifest), "files": files, "versions": versions(), "finished": finished})
     if run.exists():
         aside = next(p for n in range(1, 10_000) if not (p := run.with_name(f"{run.name}.previous-{n}")).exists())
         run.rename(aside)
         log.info("%s: the older result is kept as %s", run.name, aside.name)
     work.rename(run)
+    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+    (run / INPUTS).unlink(missing_ok=True)
 
 
 class MetricsLog(TrainerCallback):  # type: ignore[misc]

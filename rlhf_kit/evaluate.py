@@ -272,8 +272,8 @@ def gain_in_words(answers: dict[str, list[list[Answer]]]) -> dict[str, Any]:
         f"Answers went from {before['tokens']:.1f} to {after['tokens']:.1f} tokens and from {before['sentences']:.1f} "
         f"to {after['sentences']:.1f} sentences on average; {after['eos_rate']:.0%} end by themselves "
         f"({before['eos_rate']:.0%} before).",
-        f"Of the change, {parts['length']:+.2f} is what these lengths and {parts['ended']:+.2f} what these endings were "
-        f"worth among SFT's own answers; {parts['rest']:+.2f} is neither: manner and content.",
+        f"Of the change, {parts['length']:+.2f} is what these lengths and {parts['ended']:+.2f} what these endings "
+        f"were worth among SFT's own answers; {parts['rest']:+.2f} is neither: manner and content.",
         f"Of the samples of one prompt {after['distinct']:.0%} are distinct ({before['distinct']:.0%} before).",
     ]
     return {"parts": parts, "words": words}

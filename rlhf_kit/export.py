@@ -106,7 +106,8 @@ tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")
 ## Verified
 
 Reloaded with plain PEFT on a freshly loaded base and compared with the trained model.
-Positions: {figures["positions"]}. Largest difference of a logit: {figures["max_difference"]:.3g}; mean: {figures["mean_difference"]:.3g}.
+Positions: {figures["positions"]}.
+Largest difference of a logit: {figures["max_difference"]:.3g}; mean: {figures["mean_difference"]:.3g}.
 The adapter's own effect on the base's logits: {figures["mean_effect"]:.3g} on average.
 
 ## Data

@@ -149,9 +149,10 @@ def _run(recipe: Recipe, name: str, records: dict[str, list[Any]]) -> None:
     if is_finished(run_directory, inputs):
         log.info("%s: finished with the same inputs, skipped", name)
         return
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.accelerator.is_available())  # without `cpu` each rank thinks that it is alone
     with state.main_process_first():
         work = open_work(run_directory, inputs)
     log.info("%s: %s", name, "goes on from its last checkpoint" if any(work.glob("checkpoints/*")) else "starts")

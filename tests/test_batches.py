@@ -59,7 +59,7 @@ def test_what_does_not_fit_is_refused():
     good = torch.ones(2, 4, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"attention_mask: shape \(2, 3\), expected \(2, 4\)"):
         Sequences(ids, good[:, :3], 2)
-    with pytest.raises(ValueError, match="attention_mask: torch.int64, expected torch.bool"):
+    with pytest.raises(ValueError, match=r"attention_mask: torch\.int64, expected torch\.bool"):
         Sequences(ids, good.long(), 2)
     for length in (0, 4, 5, -1):
         with pytest.raises(ValueError, match="leaves no prompt"):
@@ -96,7 +96,7 @@ def test_select_takes_whole_rows_and_keeps_the_padding():
 @pytest.mark.parametrize(("count", "size"), [(8, 2), (8, 8), (7, 3), (5, 1)])
 def test_minibatches_cover_everything_once(count, size):
     seen = [b.score.tolist() for b in episodes(count).minibatches(size, torch.Generator().manual_seed(0))]
-    assert sorted(sum(seen, [])) == list(range(count))
+    assert sorted(score for part in seen for score in part) == list(range(count))
     assert all(len(part) == size for part in seen[:-1])
 
 

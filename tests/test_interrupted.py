@@ -23,7 +23,7 @@ from rlhf_kit.cli import main
 from rlhf_kit.files import sha256_of
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 240  # seconds until a process counts as hanging
+PATIENCE = 300  # seconds until a process counts as hanging
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"num_train_epochs": 2, "save_steps": 2},
     "reward": {"num_train_epochs": 2, "save_steps": 2, "trainer": {"dataloader_num_workers": 0}},

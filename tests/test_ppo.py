@@ -207,7 +207,7 @@ def record_steps(made):
 
 
 def test_every_update_is_on_policy_in_its_first_step_and_only_then(tmp_path):
-    """The ratio is exactly 1 as long as the policy is the one that sampled, however often it has been updated before."""
+    """The ratio is exactly 1 as long as the policy is the one that sampled, however often it was updated before."""
     ppo = section(total_episodes=24, mini_batch_size=4, per_device_train_batch_size=2, num_ppo_epochs=2)
     made = trainer(tmp_path, ppo)
     seen = record_steps(made)

@@ -1,8 +1,8 @@
 """A judge of the quickstart's answers that reads form alone: a mark from 0 to 14, by rules that anyone can check.
 
-It trained nothing, ranked nothing, and knows nothing of truth: an answer that is neat, on the
-subject and false gets a high mark. The labelers read for sense as well, so they and this rubric agree on many pairs, not on
-all; the evaluation prints on how many.
+It trained nothing, ranked nothing, and knows nothing of truth: an answer that is neat, on the subject and false gets a
+high mark. The labelers read for sense as well, so they and this rubric agree on many pairs, not on all; the evaluation
+prints on how many.
 """
 
 import re

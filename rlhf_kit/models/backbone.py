@@ -53,6 +53,7 @@ class Backbone(nn.Module):
         self._trained: frozenset[str] = frozenset()
         self._active: str | None = None
         self._checkpointing = False
+        self.eval()
 
     # ---------------------------------------------------------------- adapters and heads
 
@@ -188,6 +189,18 @@ class Backbone(nn.Module):
                 parameter.requires_grad_(name in self._trained)
         for name, head in self.heads.items():
             head.requires_grad_(name in self._trained)
+
+    def without_dropout(self) -> None:
+        """Switches every dropout of the base and its adapters off for good.
+
+        PPO compares log-probabilities of rollout and update; a random mask between the two makes ratios that nobody
+        sampled (arXiv 2403.17031).
+        """
+        for module in self.base.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
 
     def use_checkpointing(self) -> None:
         """Recompute activations in the backward pass: half the memory for about 13 % of the speed (measured)."""

@@ -38,8 +38,7 @@ def build(
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "bf16": resolve_dtype(recipe.model.dtype) == torch.bfloat16 and recipe.model.quantization is None,
-        # Where `use_cpu` is set, transformers leaves a DeepSpeed configuration aside without a word.
-        "use_cpu": not torch.accelerator.is_available() and not trainer.get("deepspeed"),
+        "use_cpu": not torch.accelerator.is_available(),
         "report_to": "none",
         "save_total_limit": 2,
         "logging_strategy": "steps",

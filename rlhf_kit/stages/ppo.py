@@ -288,6 +288,7 @@ def prepare(recipe: Recipe, sft: Path | None, reward: Path) -> Backbone:
         head.load_state_dict(backbone.heads[rewards.REWARD].state_dict())
     backbone.add_head(VALUE, head)
     backbone.train_only(POLICY, VALUE)
+    backbone.without_dropout()
     if recipe.ppo.gradient_checkpointing:
         backbone.use_checkpointing()
     with backbone.role(POLICY):
