@@ -13,6 +13,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from rlhf_kit.checkpoint import CHECKPOINTS, last_checkpoint
+from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.models.loading import resolve_dtype
 from rlhf_kit.recipe import Recipe
 
@@ -49,6 +50,19 @@ def build(
         **trainer,
     }
     return cls(**values)
+
+
+def refuse_many_processes(stage: str, arguments: TrainingArguments) -> None:
+    """Stops a stage whose gradients would not be synchronised: several processes would each train a model of their own.
+
+    Raises:
+        RlhfKitError: the stage was launched on more than one process.
+    """
+    if arguments.world_size > 1:
+        raise RlhfKitError(
+            f"{stage}: launched on {arguments.world_size} processes, but this version trains it on one only "
+            "(SFT runs on several); start it without torchrun, or with --num_processes 1"
+        )
 
 
 def fit(trainer: Trainer, work: Path) -> None:

@@ -27,7 +27,7 @@ from rlhf_kit.models.probe import Probe
 from rlhf_kit.recipe import PpoSection, Recipe
 from rlhf_kit.records import Prompt
 from rlhf_kit.rollout import sample
-from rlhf_kit.stages.arguments import build, fit
+from rlhf_kit.stages.arguments import build, fit, refuse_many_processes
 
 POLICY, REFERENCE, VALUE = "policy", "sft", "value"
 VALUE_DIRECTORY = "value"
@@ -301,6 +301,8 @@ def train(recipe: Recipe, prompts: list[Prompt], sft: Path | None, reward: Path,
     updates."""
     ppo = recipe.ppo
     _check_sizes(ppo)
+    arguments = _arguments(recipe, work)
+    refuse_many_processes("ppo", arguments)
     torch.manual_seed(recipe.seed)
     backbone = prepare(recipe, sft, reward)
     encoder = Encoder(backbone.tokenizer, max_prompt_length=recipe.data.max_prompt_length)
@@ -308,7 +310,7 @@ def train(recipe: Recipe, prompts: list[Prompt], sft: Path | None, reward: Path,
     encoder.report("ppo")
     trainer = PPOTrainer(
         model=backbone,
-        args=_arguments(recipe, work),
+        args=arguments,
         ppo=ppo,
         train_dataset=ids,
         reference=None if sft is None else REFERENCE,

@@ -24,7 +24,7 @@ from rlhf_kit.recipe import Recipe
 from rlhf_kit.records import Demonstration, Ranking
 from rlhf_kit.rewards import REWARD, save, score, score_batch
 from rlhf_kit.rl import ranking_loss
-from rlhf_kit.stages.arguments import build, fit
+from rlhf_kit.stages.arguments import build, fit, refuse_many_processes
 
 
 class RewardTrainer(Trainer):  # type: ignore[misc]
@@ -88,6 +88,8 @@ def train(
         sft: run directory of the SFT stage; None starts from the raw base.
     """
     section = recipe.reward
+    arguments = _arguments(recipe, work)
+    refuse_many_processes("reward", arguments)
     backbone = load_backbone(recipe.model)
     if sft is None:
         torch.manual_seed(recipe.seed)
@@ -111,7 +113,7 @@ def train(
     encoder.report("reward")
     trainer = RewardTrainer(
         model=backbone,
-        args=_arguments(recipe, work),
+        args=arguments,
         data_collator=RankedCollator(backbone.tokenizer.pad_token_id),
         train_dataset=items,
         callbacks=[MetricsLog("reward", work)],

@@ -1,0 +1,30 @@
+"""What stands between a recipe and a trainer: its mistakes are named, and what would train wrongly is refused."""
+
+from types import SimpleNamespace
+
+import pytest
+from transformers import TrainingArguments
+
+from rlhf_kit.errors import RlhfKitError
+from rlhf_kit.recipe import Recipe
+from rlhf_kit.stages.arguments import mistakes, refuse_many_processes
+
+
+def recipe(**sft):
+    return Recipe(model={"name_or_path": "a/b"}, sft=sft)
+
+
+def test_each_mistake_of_a_trainer_mapping_is_named():
+    trainer = {"weight_decai": 0.1, "output_dir": "x", "learning_rate": 1e-3, "weight_decay": 0.1}
+    found = dict(mistakes(TrainingArguments, "sft", recipe(trainer=trainer).sft))
+    assert found == {
+        "sft.trainer.weight_decai": "not an argument of TrainingArguments; did you mean 'weight_decay'?",
+        "sft.trainer.output_dir": "cannot be set here; use the recipe's output_dir",
+        "sft.trainer.learning_rate": "belongs one level up: sft.learning_rate",
+    }
+
+
+def test_stages_that_would_not_synchronise_are_refused():
+    refuse_many_processes("ppo", SimpleNamespace(world_size=1))
+    with pytest.raises(RlhfKitError, match="ppo: launched on 2 processes"):
+        refuse_many_processes("ppo", SimpleNamespace(world_size=2))
