@@ -22,6 +22,8 @@ SMOLLM2 = {
     "attn_implementation": "eager",
     "chat_template": str(HERE / "quickstart" / "chatml.jinja"),
 }
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+UPPER_HALF = {"target_modules": LINEAR, "layers_to_transform": list(range(15, 30))}
 FILES = {"demonstrations": "demonstrations", "rankings": "rankings", "prompts": "prompts", "prompts_heldout": "heldout"}
 
 
@@ -32,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=HERE / "quickstart")
     parser.add_argument("--rubric", default=f"{HERE / 'quickstart' / 'rubric.py'}:grade")
     parser.add_argument("--output-dir", default="runs/python")
-    parser.add_argument("--episodes", type=int, default=320)
+    parser.add_argument("--episodes", type=int, default=256)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("rlhf_kit").setLevel(logging.INFO)
@@ -41,9 +43,9 @@ def main() -> None:
     recipe = Recipe(
         model={"name_or_path": arguments.model} if arguments.model else SMOLLM2,
         data={**files, "rubric": arguments.rubric, "max_prompt_length": 128},
-        sft={"learning_rate": 3e-4, "num_train_epochs": 2, "max_length": 256},
-        reward={"learning_rate": 2e-4, "max_length": 256},
-        ppo={"total_episodes": arguments.episodes, "response_length": 48, "temperature": 0.8, "kl_coef": 0.05},
+        lora={} if arguments.model else UPPER_HALF,
+        ppo={"total_episodes": arguments.episodes, "response_length": 48, "temperature": 0.8}
+        | {"mini_batch_size": 4, "learning_rate": 3e-4, "value_learning_rate": 1e-3},
         evaluate={"samples_per_prompt": 4, "temperature": 0.8},
         output_dir=arguments.output_dir,
     )
