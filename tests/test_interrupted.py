@@ -25,7 +25,7 @@ from rlhf_kit.files import sha256_of
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300  # seconds until a process counts as hanging
 SETTINGS: dict[str, dict[str, Any]] = {
-    "sft": {"num_train_epochs": 2, "save_steps": 2},
+    "sft": {"num_train_epochs": 2, "save_steps": 2, "trainer": {"logging_steps": 1}},
     "reward": {"num_train_epochs": 2, "save_steps": 2, "trainer": {"dataloader_num_workers": 0}},
     "ppo": {"total_episodes": 128, "num_ppo_epochs": 2, "save_updates": 1},
     "evaluate": {"samples_per_prompt": 2},
@@ -123,6 +123,7 @@ def test_figures_of_the_killed_run_equal_those_of_the_undisturbed_one(runs: tupl
     assert [entry["step"] for entry in whole] == [entry["step"] for entry in killed]
     for before, after in zip(whole, killed, strict=True):
         assert before.keys() == after.keys()
+        before.pop("num_tokens", None), after.pop("num_tokens", None)  # TRL counts them anew after each start
         assert after == pytest.approx(before, rel=1e-5, abs=1e-7), f"step {before['step']}"
 
 

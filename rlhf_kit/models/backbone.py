@@ -52,6 +52,9 @@ class Backbone(nn.Module):
         self._peft: PeftModel | None = None
         self._trained: frozenset[str] = frozenset()
         self._active: str | None = None
+        # What a switch of roles walks over, kept because PPO switches dozens of times an update: `_index` fills them.
+        self._layers: list[BaseTunerLayer] = []
+        self._parameters_of: dict[str, list[nn.Parameter]] = {}
         self._checkpointing = False
         self.eval()
 
@@ -72,6 +75,7 @@ class Backbone(nn.Module):
         if copy_of is not None:
             state = get_peft_model_state_dict(self._peft, adapter_name=copy_of, save_embedding_layers=False)
             set_peft_model_state_dict(self._peft, state, adapter_name=name)
+        self._index()
         self._select(self._active)
 
     def load_adapter(self, name: str, directory: Path) -> None:
@@ -126,7 +130,7 @@ class Backbone(nn.Module):
 
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
         """The parameters of one adapter, without its head."""
-        return [p for n, p in self.base.named_parameters() if f".{name}." in n and "lora_" in n]
+        return self._parameters_of[name]
 
     # ---------------------------------------------------------------- who is active, who learns
 
@@ -171,7 +175,7 @@ class Backbone(nn.Module):
 
     def _select(self, name: str | None) -> None:
         if self._peft is not None:
-            for layer in self._layers():
+            for layer in self._layers:
                 layer.enable_adapters(name is not None)
                 if name is not None:
                     layer.set_adapter([name])
@@ -180,12 +184,14 @@ class Backbone(nn.Module):
         self._active = name
         self._set_flags()
 
-    def _layers(self) -> Iterator[BaseTunerLayer]:
-        return (module for module in self.base.modules() if isinstance(module, BaseTunerLayer))
+    def _index(self) -> None:
+        self._layers = [module for module in self.base.modules() if isinstance(module, BaseTunerLayer)]
+        named = [(name, parameter) for name, parameter in self.base.named_parameters() if "lora_" in name]
+        self._parameters_of = {a: [p for name, p in named if f".{a}." in name] for a in self.adapters}
 
     def _set_flags(self) -> None:
         for name in self.adapters:
-            for parameter in self.adapter_parameters(name):
+            for parameter in self._parameters_of[name]:
                 parameter.requires_grad_(name in self._trained)
         for name, head in self.heads.items():
             head.requires_grad_(name in self._trained)
