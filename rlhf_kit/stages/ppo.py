@@ -338,12 +338,10 @@ def probe(trainer: PPOTrainer, positions: int) -> Probe:
     generator = torch.Generator().manual_seed(trainer.args.seed)
     with backbone.role(POLICY):
         while sum(map(len, sequences)) < positions:
-            prompt = ids[len(sequences) % len(ids)]
+            prompts = [ids[(len(sequences) + i) % len(ids)] for i in range(micro_batch_size(trainer.ppo))]
             with trainer.compute_loss_context_manager():
-                (response,) = sample(
-                    backbone, [prompt], max_new_tokens=trainer.ppo.response_length, generator=generator
-                )
-            sequences.append(prompt + response)
+                answers = sample(backbone, prompts, max_new_tokens=trainer.ppo.response_length, generator=generator)
+            sequences += [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
         return Probe.take(backbone.base, sequences, len(backbone.tokenizer), backbone.tokenizer.pad_token_id)
 
 
