@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 PATIENCE = 300  # seconds until a process counts as hanging
 SETTINGS: dict[str, dict[str, Any]] = {
     "sft": {"num_train_epochs": 2, "save_steps": 2, "trainer": {"logging_steps": 1}},
-    "reward": {"num_train_epochs": 2, "save_steps": 2, "trainer": {"dataloader_num_workers": 0}},
+    "reward": {"num_train_epochs": 2, "save_steps": 2},
     "ppo": {"total_episodes": 128, "num_ppo_epochs": 2, "save_updates": 1},
     "evaluate": {"samples_per_prompt": 2},
 }

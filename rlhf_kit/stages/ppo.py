@@ -120,9 +120,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
                 backbone, prompts, max_new_tokens=ppo.response_length, temperature=ppo.temperature, generator=generator
             )
         sequences = Sequences.collate(prompts, responses, backbone.tokenizer.pad_token_id).to(self.args.device)
-        parts = [
-            self._judge(sequences, rows) for rows in torch.arange(len(prompts)).split(ppo.per_device_train_batch_size)
-        ]
+        parts = [self._judge(sequences, rows) for rows in torch.arange(len(prompts)).split(micro_batch_size(ppo))]
         log_probs, reference, entropy, values, score = (torch.cat(column) for column in zip(*parts, strict=True))
 
         mask = sequences.response_mask
