@@ -226,7 +226,7 @@ def test_changed_setting_runs_again_from_its_step_on(copied: Recipe, caplog: pyt
     with caplog.at_level(logging.INFO, "rlhf_kit"):
         run(changed(copied, "ppo", total_episodes=32))
     said = [record.message for record in caplog.records]
-    assert "ppo: must run again: settings.ppo.total_episodes: 256 -> 32" in said
+    assert "ppo: must run again: settings.ppo.total_episodes: 640 -> 32" in said
     assert [line for line in said if line.endswith("skipped")] == [
         f"{step}: finished with the same inputs, skipped" for step in ("sft", "reward")
     ]

@@ -47,14 +47,14 @@ def write_recipe(directory: Path, **changes: dict[str, Any]) -> Path:
             "prompts_heldout": "heldout.jsonl",
             "rubric": "rubric.py:count_cats",
         },
-        "sft": {"learning_rate": 1e-2, "num_train_epochs": 4, "save_steps": 16},
-        "reward": {"learning_rate": 5e-3},
+        "sft": {"learning_rate": 1e-2, "num_train_epochs": 6, "save_steps": 16},
+        "reward": {"learning_rate": 5e-3, "num_train_epochs": 2},
         "ppo": {
-            "total_episodes": 256,
+            "total_episodes": 640,
             "batch_size": 32,
             "mini_batch_size": 16,
             "per_device_train_batch_size": 16,
-            "learning_rate": 5e-3,
+            "learning_rate": 3e-3,
             "num_ppo_epochs": 2,
             "response_length": 8,
             "warmup_steps": 1,
@@ -83,10 +83,11 @@ def write_data(directory: Path) -> None:
         return " ".join(words)
 
     def ranking() -> dict[str, Any]:
-        # Of one length, so that only the cats make the difference; and one that stops too soon, or PPO would learn to.
-        texts = [said(3), said(1), said(0), rng.choice(("cat", *OTHERS))]
+        # Of one length, so that only the cats make the difference. The last two stop too soon and use other words:
+        # what the reward model has never seen, PPO would find.
+        texts = [said(3), said(1), said(0), rng.choice(("cat", *OTHERS)), prompt()]
         answers = [{"text": text, "rank": rank} for rank, text in enumerate(texts, 1)]
-        return {"prompt": prompt(), "responses": rng.sample(answers, k=4)}
+        return {"prompt": prompt(), "responses": rng.sample(answers, k=5)}
 
     files: dict[str, list[dict[str, Any]]] = {
         "demonstrations.jsonl": [{"prompt": prompt(), "completion": said()} for _ in range(64)],
