@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from rich.progress import Progress
 
 from rlhf_kit import rewards
 from rlhf_kit.batches import Sequences
+from rlhf_kit.checkpoint import read_json, write_json
 from rlhf_kit.data import Encoder, prompt_texts
 from rlhf_kit.errors import DataError, Problem
 from rlhf_kit.measures import Estimate, bootstrap_mean, explain_gain, pooled_pair_accuracy, win_rate
@@ -96,10 +96,8 @@ def answer_and_judge(
         kept = work / f"answers.{name}.json"
         if not kept.is_file():
             said = _answers(backbone, recipe, encoder, ids, prompt_texts(prompts), name, rubric)
-            scratch = kept.with_suffix(".tmp")
-            scratch.write_text(json.dumps([[asdict(a) for a in row] for row in said]), encoding="utf-8")
-            scratch.replace(kept)
-        answers[name] = [[Answer(**a) for a in row] for row in json.loads(kept.read_text(encoding="utf-8"))]
+            write_json(kept, [[asdict(a) for a in row] for row in said])
+        answers[name] = [[Answer(**a) for a in row] for row in read_json(kept)]
     return answers
 
 

@@ -142,8 +142,8 @@ def load_data(recipe: Recipe, steps: list[str]) -> dict[str, list[Any]]:
     return records
 
 
-def _run(recipe: Recipe, name: str, records: dict[str, list[Any]]) -> None:
-    run_directory = Path(recipe.output_dir) / name
+def _run(recipe: Recipe, name: str, records: dict[str, list[Any]], out: Path | None = None) -> None:
+    run_directory = out or Path(recipe.output_dir) / name
     parents = _parents(recipe, name)
     inputs = _inputs(recipe, name, parents)
     if is_finished(run_directory, inputs):
@@ -343,8 +343,5 @@ def export_run(run_directory: Path, out: Path | None = None) -> Path:
         return run_step(recipe, "export")
     if out.exists():
         raise CheckpointError(f"{out}: exists already; name a new directory")
-    inputs = _inputs(recipe, "export", {"ppo": run_directory / "ppo"})
-    work = open_work(out, inputs)
-    metrics = _export(recipe, {}, {"ppo": run_directory / "ppo"}, work)
-    finish(work, out, _manifest(recipe, "export", inputs, {"ppo": run_directory / "ppo"}, metrics, 0.0))
+    _run(recipe, "export", {}, out)
     return out

@@ -55,7 +55,6 @@ class Backbone(nn.Module):
         # What a switch of roles walks over, kept because PPO switches dozens of times an update: `_index` fills them.
         self._layers: list[BaseTunerLayer] = []
         self._parameters_of: dict[str, list[nn.Parameter]] = {}
-        self._checkpointing = False
         self.eval()
 
     # ---------------------------------------------------------------- adapters and heads
@@ -211,7 +210,6 @@ class Backbone(nn.Module):
     def use_checkpointing(self) -> None:
         """Recompute activations in the backward pass: half the memory for about 13 % of the speed (measured)."""
         self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._checkpointing = True
 
     # ---------------------------------------------------------------- forward
 

