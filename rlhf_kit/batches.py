@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 
-def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+def expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+    """Raises ValueError where a tensor has not this shape, or not this dtype."""
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: shape {tuple(tensor.shape)}, expected {shape}")
     if dtype is not None and tensor.dtype != dtype:
@@ -34,7 +35,7 @@ class Sequences:
     response_length: int
 
     def __post_init__(self) -> None:
-        _expect("attention_mask", self.attention_mask, tuple(self.input_ids.shape), torch.bool)
+        expect("attention_mask", self.attention_mask, tuple(self.input_ids.shape), torch.bool)
         if not 0 < self.response_length < self.input_ids.size(1):
             raise ValueError(
                 f"response_length {self.response_length} leaves no prompt in {self.input_ids.size(1)} tokens"
@@ -68,6 +69,11 @@ class Sequences:
         positions = torch.arange(self.attention_mask.size(1), device=self.attention_mask.device)
         return torch.where(self.attention_mask, positions, -1).amax(1)
 
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Row and column, (B,) each, of the last real tokens."""
+        return torch.arange(self.input_ids.size(0), device=self.input_ids.device), self.last
+
     def before_response(self, hidden: Tensor) -> Tensor:
         """(B, R, ...) of a (B, T, ...): the states that predict the response tokens."""
         return hidden[:, -self.response_length - 1 : -1]
@@ -75,26 +81,6 @@ class Sequences:
     def to(self, device: torch.device | str) -> Sequences:
         """The same batch on another device."""
         return Sequences(self.input_ids.to(device), self.attention_mask.to(device), self.response_length)
-
-
-@dataclass(frozen=True)
-class RankedBatch:
-    """All responses of some ranked prompts: one row a response, so each goes through the model once.
-
-    Attributes:
-        sequences: N rows.
-        group: (N,) the prompt a row belongs to.
-        rank: (N,) 1 = best, equal = tie.
-    """
-
-    sequences: Sequences
-    group: Tensor
-    rank: Tensor
-
-    def __post_init__(self) -> None:
-        rows = (self.sequences.input_ids.size(0),)
-        _expect("group", self.group, rows, torch.long)
-        _expect("rank", self.rank, rows, torch.long)
 
 
 @dataclass(frozen=True)
@@ -119,8 +105,8 @@ class Episodes:
     def __post_init__(self) -> None:
         shape = tuple(self.sequences.responses.shape)
         for name in ("log_probs", "values", "advantages", "returns", "kl"):
-            _expect(name, getattr(self, name), shape, torch.float32)
-        _expect("score", self.score, shape[:1], torch.float32)
+            expect(name, getattr(self, name), shape, torch.float32)
+        expect("score", self.score, shape[:1], torch.float32)
 
     def __len__(self) -> int:
         return self.score.size(0)

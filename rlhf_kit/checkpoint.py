@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 INPUTS = "inputs.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _PACKAGES = ("rlhf_kit", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "deepspeed")
 
 
@@ -154,8 +155,7 @@ def open_work(run: Path, inputs: dict[str, Any]) -> Path:
 
 def last_checkpoint(work: Path) -> Path | None:
     """The newest whole checkpoint of an interrupted stage; one that was cut off while it was written does not count."""
-    found = sorted((work / CHECKPOINTS).glob("checkpoint-*"), key=lambda p: int(p.name.rsplit("-", 1)[1]), reverse=True)
-    for path in found:
+    for path in reversed(checkpoints(work)):
         try:
             read_json(path / "trainer_state.json")  # the Trainer writes it last
         except CheckpointError:
@@ -166,10 +166,11 @@ def last_checkpoint(work: Path) -> Path | None:
     return None
 
 
-def finish(work: Path, run: Path, manifest: Manifest) -> None:
+def finish(work: Path, run: Path, manifest: Manifest, keep_checkpoints: int = 0) -> None:
     """Turns a work directory into the run directory. An older run of that name is kept beside it as `NAME.previous-N`.
 
-    The checkpoints go last: a stage that is killed in here goes on from them.
+    The checkpoints go last: a stage that is killed in here goes on from them. Of the newest `keep_checkpoints` the
+    adapters stay.
     """
     weights = sorted(path for path in work.rglob("*.safetensors") if CHECKPOINTS not in path.relative_to(work).parts)
     files = {str(path.relative_to(work)): sha256_of(str(path)) for path in weights}
@@ -180,8 +181,24 @@ def finish(work: Path, run: Path, manifest: Manifest) -> None:
         run.rename(aside)
         log.info("%s: the older result is kept as %s", run.name, aside.name)
     work.rename(run)
-    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
+    _prune(run / CHECKPOINTS, keep_checkpoints)
     (run / INPUTS).unlink(missing_ok=True)
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints of a stage by their steps, the oldest first."""
+    return sorted((directory / CHECKPOINTS).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+
+def _prune(directory: Path, keep: int) -> None:
+    kept = checkpoints(directory.parent)[-keep:] if keep else []
+    if not kept:
+        shutil.rmtree(directory, ignore_errors=True)
+        return
+    for path in (p for p in directory.iterdir() if p not in kept):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (file for checkpoint in kept for file in checkpoint.iterdir() if file.name not in _ADAPTER):
+        path.unlink()
 
 
 class MetricsLog(TrainerCallback):  # type: ignore[misc]

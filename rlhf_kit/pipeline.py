@@ -52,7 +52,7 @@ class Step:
 
 _STEPS = {
     "sft": Step(("demonstrations",), (), ("sft",)),
-    "reward": Step(("rankings", "rankings_heldout", "demonstrations"), ("sft",), ("reward",)),
+    "reward": Step(("rankings", "rankings_heldout", "ratings", "demonstrations"), ("sft",), ("reward",)),
     "ppo": Step(("prompts",), ("sft", "reward"), ("ppo",)),
     "export": Step((), ("ppo",), ("export",)),
     "evaluation": Step(("prompts_heldout", "rankings"), ("sft", "reward", "ppo"), ("evaluate",)),
@@ -122,6 +122,8 @@ def load_data(recipe: Recipe, steps: list[str]) -> dict[str, list[Any]]:
     """
     wanted = dict.fromkeys(field for name in steps for field in _STEPS[name].data)
     sources = {field: source for field in wanted if (source := getattr(recipe.data, field)) is not None}
+    if "reward" in steps:
+        sources |= recipe.phases
     return files.load_fields(sources)
 
 
@@ -144,7 +146,8 @@ def _run(recipe: Recipe, name: str, records: dict[str, list[Any]], out: Path | N
     seconds = time.monotonic() - started
     state.wait_for_everyone()
     if state.is_main_process:
-        finish(work, run_directory, _manifest(recipe, name, inputs, parents, metrics, seconds))
+        keep = recipe.sft.keep_checkpoints if name == "sft" else 0
+        finish(work, run_directory, _manifest(recipe, name, inputs, parents, metrics, seconds), keep)
     state.wait_for_everyone()
     log.info("%s: done in %.0f s", name, seconds)
 
@@ -170,7 +173,7 @@ def _parents(recipe: Recipe, name: str) -> dict[str, Path]:
     """The finished steps that a step starts from."""
     found = {}
     out = Path(recipe.output_dir)
-    for parent in _STEPS[name].needs:
+    for parent in _needs(recipe, name):
         if parent in planned(recipe) or (out / parent / MANIFEST).is_file():
             if not (out / parent / MANIFEST).is_file():
                 raise CheckpointError(
@@ -184,18 +187,29 @@ def _parents(recipe: Recipe, name: str) -> dict[str, Path]:
     return found
 
 
+def _needs(recipe: Recipe, name: str) -> tuple[str, ...]:
+    """The steps that a step starts from; a reward model that starts from elsewhere does not need SFT."""
+    if name == "reward" and (recipe.reward.init != "sft" or recipe.reward.model is not None):
+        return ()
+    return _STEPS[name].needs
+
+
 def _inputs(recipe: Recipe, name: str, parents: dict[str, Path]) -> dict[str, Any]:
     """Everything that a step's result depends on, as JSON."""
     step = _STEPS[name]
-    model = recipe.model.model_dump()
-    if recipe.model.chat_template is not None:
-        model["chat_template"] = files.sha256_of(recipe.model.chat_template)
+    used = recipe.reward_model if name == "reward" else recipe.model
+    model = used.model_dump()
+    if used.chat_template is not None:
+        model["chat_template"] = files.sha256_of(used.chat_template)
     sources = {field: getattr(recipe.data, field) for field in step.data}
     settings = {section: getattr(recipe, section).model_dump() for section in step.settings}
     if name == "evaluation":
         file, _, function = (recipe.data.rubric or "").rpartition(":")
         sources["rubric"] = file or None
         settings |= {"rubric": function, "response_length": recipe.ppo.response_length}
+    if name == "reward":
+        sources |= recipe.phases
+        settings["init"] = _hash(recipe.reward.init) if recipe.reward.init not in ("sft", "base") else None
     return {
         "model": model,
         "lora": recipe.lora.model_dump(),
@@ -217,7 +231,7 @@ def _manifest(
 ) -> Manifest:
     from rlhf_kit.models.loading import base_id, resolve_dtype
 
-    model = recipe.model
+    model = recipe.reward_model if name == "reward" else recipe.model
     base = {
         "id": base_id(model),
         "name_or_path": model.name_or_path,
@@ -244,8 +258,16 @@ def _sft(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path]
 def _reward(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:
     from rlhf_kit.stages import reward
 
-    heldout, demonstrations = records.get("rankings_heldout", []), records.get("demonstrations", [])
-    return reward.train(recipe, records["rankings"], heldout, demonstrations, parents.get("sft"), work)
+    return reward.train(
+        recipe,
+        records["rankings"],
+        records.get("rankings_heldout", []),
+        records.get("demonstrations", []),
+        parents.get("sft"),
+        work,
+        ratings=records.get("ratings", []),
+        phases=[records[field] for field in recipe.phases],
+    )
 
 
 def _ppo(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:

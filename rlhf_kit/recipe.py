@@ -22,6 +22,7 @@ from .recipe_sections import (
     ModelSection,
     Name,
     PpoSection,
+    RewardPhase,
     RewardSection,
     Section,
     SftSection,
@@ -36,6 +37,7 @@ __all__ = [
     "ModelSection",
     "PpoSection",
     "Recipe",
+    "RewardPhase",
     "RewardSection",
     "SftSection",
     "load_recipe",
@@ -60,6 +62,16 @@ class Recipe(Section):
     export: ExportSection = Field(default=ExportSection(), description="The verification of what is exported.")
     output_dir: Name = Field(default="runs/rlhf", description="Where the run directories go.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Of everything random.")
+
+    @property
+    def reward_model(self) -> ModelSection:
+        """The base of the reward model."""
+        return self.reward.model or self.model
+
+    @property
+    def phases(self) -> dict[str, str]:
+        """The sources of the reward model's phases, by the field that names them."""
+        return {f"reward.phases.{n}.rankings": phase.rankings for n, phase in enumerate(self.reward.phases)}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), check: Check | None = None) -> Recipe:
@@ -100,7 +112,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), check: Check | 
 _SECTIONS = [name for name, field in Recipe.model_fields.items() if field.annotation not in (str, int)]
 _PATHS = {
     "model": ("name_or_path", "chat_template"),
-    "data": ("demonstrations", "rankings", "rankings_heldout", "prompts", "prompts_heldout", "text", "rubric"),
+    "data": (
+        "demonstrations",
+        "rankings",
+        "rankings_heldout",
+        "ratings",
+        "prompts",
+        "prompts_heldout",
+        "text",
+        "rubric",
+    ),
 }
 
 
@@ -145,7 +166,21 @@ def _with_paths(recipe: Recipe, document: Document) -> Recipe:
             if value and not (document.overridden(f"{section}.{name}") and _exists(Path(), value))
         }
         sections[section] = old.model_copy(update=found)
+    sections["reward"] = _with_reward_paths(recipe.reward, document.path.parent)
     return recipe.model_copy(update=sections)
+
+
+def _with_reward_paths(reward: RewardSection, folder: Path) -> RewardSection:
+    found: dict[str, Any] = {
+        "phases": [p.model_copy(update={"rankings": _beside(p.rankings, folder)}) for p in reward.phases]
+    }
+    if reward.init not in ("sft", "base"):
+        found["init"] = _beside(reward.init, folder)
+    if reward.model is not None:
+        values = {name: getattr(reward.model, name) for name in _PATHS["model"]}
+        beside = {name: _beside(value, folder) for name, value in values.items() if value}
+        found["model"] = reward.model.model_copy(update=beside)
+    return reward.model_copy(update=found)
 
 
 def _beside(value: str, folder: Path) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "ModelSection",
     "Name",
     "PpoSection",
+    "RewardPhase",
     "RewardSection",
     "Section",
     "SftSection",
@@ -126,6 +127,9 @@ class DataSection(Section):
     )
     prompts: Name | None = Field(default=None, description="Prompts for PPO." + _SOURCE)
     prompts_heldout: Name | None = Field(default=None, description="Prompts that nothing is trained on." + _SOURCE)
+    ratings: Name | None = Field(
+        default=None, description="Rated answers, for the reward model beside the ranked ones." + _SOURCE
+    )
     text: Name | None = Field(default=None, description="Plain text, as the model was pretrained on." + _SOURCE)
     rubric: Name | None = Field(
         default=None, description="A function that judges answers: path.py:function or module:function."
@@ -151,12 +155,78 @@ class SftSection(Section):
     warmup_steps: int = Field(default=0, ge=0, description="Optimiser steps until the learning rate is at its highest.")
     max_length: int = Field(default=1024, ge=2, description="Tokens of prompt and completion together.")
     save_steps: int = Field(default=50, ge=1, description=_SAVE)
+    keep_checkpoints: int = Field(
+        default=0, ge=0, description="How many of the last checkpoints stay, for `sample --checkpoints` to choose from."
+    )
     gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
     trainer: dict[str, Any] = Field(default_factory=dict, description=_TRAINER)
 
 
+class RewardPhase(Section):
+    """Ranked answers that the reward model learns from before those of `data.rankings`."""
+
+    rankings: Name = Field(description="Such as a large public set of pairs." + _SOURCE)
+    learning_rate: float | None = Field(default=None, gt=0, le=1, description="If not that of the stage.")
+    num_train_epochs: float | None = Field(default=None, gt=0, description="If not that of the stage.")
+    per_device_train_batch_size: int | None = Field(default=None, ge=1, description="If not that of the stage.")
+    gradient_accumulation_steps: int | None = Field(default=None, ge=1, description="If not that of the stage.")
+    warmup_steps: int | None = Field(default=None, ge=0, description="If not that of the stage.")
+
+
 class RewardSection(Section):
     """The reward model, from ranked answers."""
+
+    model: ModelSection | None = Field(
+        default=None, description="Its own base, where it is not the policy's; PPO needs the same one."
+    )
+    lora: LoraSection | None = Field(
+        default=None, description="The shape of its adapter, where it is not the recipe's."
+    )
+    init: Name = Field(
+        default="sft",
+        description="What it starts from: the SFT adapter (sft), the raw base (base), or a run's directory.",
+    )
+    train: Literal["lora", "head"] = Field(
+        default="lora", description="What learns: adapter and head, or the head alone."
+    )
+    phases: list[RewardPhase] = Field(
+        default_factory=list, description="What it learns from first, one after another; data.rankings come last."
+    )
+    axes: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: {"overall": 1.0},
+        description="The head's outputs, each with its weight in the score: overall (the ranks themselves), and axes "
+        "of the rankings and ratings such as helpful, truthful, harmless.",
+    )
+    ties: Literal["drop", "half"] = Field(
+        default="drop", description="Tied pairs: not learned from, or as half a win of each."
+    )
+    margin: Literal["none", "rank", "given"] = Field(
+        default="none",
+        description="What the scores of a pair must differ by: nothing, by the gap of ranks, or by the ranking's own.",
+    )
+    margin_scale: float = Field(
+        default=1.0,
+        gt=0,
+        description="The margin of the widest gap of ranks of a prompt, or what given ones are times.",
+    )
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="The probability that a pair is labelled the wrong way round."
+    )
+    centering: float = Field(
+        default=0.0, ge=0, description="The weight of (s_w + s_l)^2, which keeps scores around 0; 0.01 is usual."
+    )
+    rating_weight: float = Field(default=1.0, ge=0, description="The weight of the loss of rated answers.")
+    labelers: Literal["keep", "mean", "majority"] = Field(
+        default="keep", description="Several opinions on the same answers: kept, averaged by rank, or put to the vote."
+    )
+    labeler_folds: int = Field(
+        default=0,
+        ge=0,
+        description="Trains as many further models, each without one part of the labelers, and measures them on those.",
+    )
+    packing: Literal["auto", "off"] = Field(
+        default="auto", description="The responses to a prompt behind one copy of it, where the model can; or never."
+    )
 
     learning_rate: float = Field(default=2e-4, gt=0, le=1, description="At its highest.")
     num_train_epochs: float = Field(default=1.0, gt=0, description="How often the rankings are seen.")
@@ -171,6 +241,20 @@ class RewardSection(Section):
     save_steps: int = Field(default=50, ge=1, description=_SAVE)
     gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
     trainer: dict[str, Any] = Field(default_factory=dict, description=_TRAINER)
+
+    @field_validator("axes")
+    @classmethod
+    def _check_axes(cls, value: dict[str, float]) -> dict[str, float]:
+        if not value or not any(value.values()):
+            raise PydanticCustomError("axes", "must name at least one axis with a weight above 0")
+        return value
+
+    @field_validator("labeler_folds")
+    @classmethod
+    def _check_folds(cls, value: int) -> int:
+        if value == 1:
+            raise PydanticCustomError("folds", "must be 0 (none) or at least 2: one part is left out of each")
+        return value
 
 
 class PpoSection(Section):

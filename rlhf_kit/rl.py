@@ -1,6 +1,6 @@
-"""The mathematics of ranked rewards and PPO: pure functions of tensors, each with its equation and its source.
+"""The mathematics of PPO: pure functions of tensors, each with its equation and its source.
 
-Axes: B sequences, R response positions, N scored responses, H hidden, V vocabulary. Every mask is bool, True = real.
+Axes: B sequences, R response positions, N positions, H hidden, V vocabulary. Every mask is bool, True = real.
 Nothing under a mask ever reaches a result: masked positions are replaced before they are used, never multiplied by
 zero, because 0 x inf is NaN.
 """
@@ -39,30 +39,6 @@ def masked_whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> T
     if not shift_mean:
         whitened = whitened + mean
     return torch.where(mask, whitened, 0.0)
-
-
-def ranking_loss(scores: Tensor, group: Tensor, rank: Tensor) -> Tensor:
-    """InstructGPT's reward loss (arXiv 2203.02155, eq. 1), for any K in one batch.
-
-    For each prompt the mean over its ordered pairs of -log sigmoid(s_w - s_l); then the mean over the prompts that
-    have a pair. Tied responses make no pair.
-
-    Args:
-        scores: (N,) scores of all responses of the batch.
-        group: (N,) which prompt a response belongs to; any integers.
-        rank: (N,) its rank among the responses of its prompt, 1 = best.
-
-    Returns:
-        A scalar; 0 (with a gradient of 0) when no prompt of the batch has a pair.
-    """
-    winner = (group[:, None] == group[None, :]) & (rank[:, None] < rank[None, :])  # (N, N): row preferred to column
-    losses = -F.logsigmoid(scores[:, None] - scores[None, :])
-    pairs_of_prompt = torch.where(group[:, None] == group[None, :], winner.sum(1)[None, :], 0).sum(1)  # (N,)
-    prompts = torch.unique(group[winner.any(1)]).numel()
-    weight: Tensor = pairs_of_prompt.clamp(min=1).reciprocal()
-    per_winner = torch.where(winner, losses, 0.0).sum(1) * weight
-    loss: Tensor = per_winner.sum() / max(prompts, 1)
-    return loss
 
 
 def token_log_probs(

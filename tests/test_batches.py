@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from rlhf_kit.batches import Episodes, RankedBatch, Sequences
+from rlhf_kit.batches import Episodes, Sequences
 
 PAD = 99
 
@@ -66,11 +66,6 @@ def test_what_does_not_fit_is_refused():
             Sequences(ids, good, length)
     with pytest.raises(ValueError):
         Sequences.collate([[1], [2]], [[3]], PAD)
-    batch = Sequences(ids, good, 2)
-    with pytest.raises(ValueError, match="group"):
-        RankedBatch(batch, torch.zeros(3, dtype=torch.long), torch.ones(2, dtype=torch.long))
-    with pytest.raises(ValueError, match="rank"):
-        RankedBatch(batch, torch.zeros(2, dtype=torch.long), torch.ones(2))
 
 
 @pytest.mark.parametrize("name", ["log_probs", "values", "advantages", "returns", "kl", "score"])

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny import make_tiny_tokenizer
 
-from rlhf_kit.data import Encoder, RankedCollator, RankedIds, prompt_texts, split_by_prompt
+from rlhf_kit.data import Encoder, RankedCollator, RankedIds, prompt_texts, rated_items, rating_shares, split_by_prompt
 from rlhf_kit.errors import DataError
 from rlhf_kit.parsing import parse
 from rlhf_kit.records import Demonstration, Message, Prompt, Ranking
@@ -117,16 +117,69 @@ def test_a_ranking_keeps_ranks_with_their_answers_and_collates_to_one_row_an_ans
     assert [tokenizer.decode(r) for r in first.responses] == ["No.<|im_end|>", "Yes and no and yes"]
     assert first.ranks == [2, 1]
 
-    batch = RankedCollator(tokenizer.pad_token_id)([first, second])["batch"]
+    batch = RankedCollator(tokenizer.pad_token_id, packed=False)([first, second])["batch"]
     assert batch.group.tolist() == [0, 0, 1, 1, 1]
-    assert batch.rank.tolist() == [2, 1, 1, 1, 3]
+    assert batch.rank.tolist() == [[2], [1], [1], [1], [3]]
+    assert batch.ranked.all() and not batch.rated.any() and batch.weight.eq(1).all() and batch.margin.eq(0).all()
     expected = ["No.<|im_end|>", "Yes and no and yes", "a<|im_end|>", "b<|im_end|>", "c<|im_end|>"]
-    rows = batch.sequences
+    rows = batch.responses
     for row, text in enumerate(expected):
         real = rows.input_ids[row][rows.attention_mask[row]].tolist()
         source = first if row < 2 else second
         assert tokenizer.decode(real) == tokenizer.decode(source.prompt) + text
         assert rows.input_ids[row][~rows.attention_mask[row]].eq(tokenizer.pad_token_id).all()
+
+
+def test_axes_ratings_weight_and_margin_reach_the_batch(tokenizer):
+    encoder = Encoder(tokenizer, max_prompt_length=100)
+    row = {
+        "prompt": "Why?",
+        "weight": 2.5,
+        "margin": 0.5,
+        "responses": [
+            {"text": "a", "rank": 1, "axes": {"helpful": 2, "harmless": 1}},
+            {"text": "b", "rank": 2, "axes": {"helpful": 1}},
+        ],
+    }
+    ranked = encoder.ranking(parse(row, "ranking", "here"))
+    rows = [
+        {"prompt": "Who?", "response": "c", "score": 4.0, "scale": [1, 5], "axis": "helpful"},
+        {"prompt": "Who?", "response": "d", "thumb": True},
+    ]
+    rated = rated_items(encoder, [parse(r, "rating", "here") for r in rows])
+    assert len(rated) == 1  # one copy of the prompt
+    batch = RankedCollator(tokenizer.pad_token_id, ("overall", "helpful", "harmless"))([ranked, *rated])["batch"]
+    assert batch.rank.tolist() == [[1, 2, 1], [2, 1, 0], [0, 0, 0], [0, 0, 0]]
+    assert batch.ranked.tolist() == [[True] * 3, [True, True, False], [False] * 3, [False] * 3]
+    assert batch.rating.tolist() == [[0, 0, 0], [0, 0, 0], [0, 0.75, 0], [1, 0, 0]]
+    assert batch.rated.tolist() == [[False] * 3, [False] * 3, [False, True, False], [True, False, False]]
+    assert batch.weight.tolist() == [2.5, 2.5, 1, 1] and batch.margin.tolist() == [0.5, 0.5, 0, 0]
+
+
+def test_ratings_without_a_scale_are_measured_by_the_others_of_their_axis():
+    def rating(**fields):
+        return parse({"prompt": "Why?", "response": "x", **fields}, "rating", "here")
+
+    free = [rating(score=2.0), rating(score=6.0), rating(score=3.0), rating(score=100.0, axis="helpful")]
+    free += [rating(score=0.0, axis="helpful"), rating(thumb=False), rating(score=3.0, scale=[0, 4])]
+    assert rating_shares(free) == [0, 1, 0.25, 1, 0, 0, 0.75]
+    with pytest.raises(DataError, match="all scores of the whole are equal"):
+        rating_shares([rating(score=2.0), rating(score=2.0)])
+
+
+def test_a_prompt_leaves_room_for_its_longest_response(tokenizer):
+    """Beyond the context the prompt loses whole turns from the left; the answers stay whole."""
+    turns = [SYSTEM, USER, ANSWER, USER, ANSWER, NEXT]
+    row = {"prompt": turns, "responses": [{"text": "cat " * 20, "rank": 1}, {"text": "No.", "rank": 2}]}
+    record = parse(row, "ranking", "here")
+    whole, two = own_rendering(tokenizer, *turns), own_rendering(tokenizer, SYSTEM, USER, ANSWER, NEXT)
+    longest = len(tokenizer("cat " * 20, add_special_tokens=False)["input_ids"]) + 1
+    encoder = Encoder(tokenizer, max_prompt_length=500, max_length=len(two) + longest)
+    item = encoder.ranking(record)
+    assert item.prompt == two and len(item.responses[0]) == longest
+    assert (encoder.shortened_prompts, encoder.cut_responses) == (1, 0)
+    roomy = Encoder(tokenizer, max_prompt_length=500, max_length=len(whole) + longest)
+    assert roomy.ranking(record).prompt == whole and roomy.shortened_prompts == 0
 
 
 def test_a_model_without_chat_template_gets_the_text_as_it_is():

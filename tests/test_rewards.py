@@ -17,7 +17,7 @@ def backbone():
     made = tiny_backbone("sft", "reward", "other")
     add_head(made, "reward", 1)
     add_head(made, "other", 2)
-    made.heads["reward"].normalise(torch.tensor([1.0, 4.0]))
+    made.heads["reward"].normalise(torch.tensor([[1.0], [4.0]]))
     return made
 
 
@@ -27,7 +27,7 @@ def one_by_one(backbone, name="reward"):
         with torch.no_grad(), backbone.role(name):
             state = backbone.base.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
         raw = (state * head.linear.weight[0]).sum() + head.linear.bias[0]
-        scores.append(((raw - head.mean) / head.std).item())
+        scores.append(((raw / head.spread[0] - head.mean) / head.std).item())
     return torch.tensor(scores)
 
 

@@ -1,13 +1,10 @@
 """The mathematics, against the papers' own definitions in plain Python, exact enumeration and numbers by hand."""
 
-import itertools
 import math
-from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from rlhf_kit import rl
 
@@ -16,98 +13,6 @@ JUNK = [1e9, -1e9, math.inf, -math.inf, math.nan]
 
 def masks(lengths, width):
     return torch.arange(width)[None] < torch.tensor(lengths)[:, None]
-
-
-# ---------------------------------------------------------------- ranked rewards
-
-
-def log_sigmoid(x):
-    return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
-
-
-def paper_loss(scores, group, rank):
-    """arXiv 2203.02155, eq. 1, as written: over the prompts, over the pairs of a prompt, 1 / (K choose 2) of them."""
-    prompts = defaultdict(list)
-    for s, g, r in zip(scores, group, rank, strict=True):
-        prompts[g].append((s, r))
-    losses = []
-    for answers in prompts.values():
-        terms = []
-        for (s_w, r_w), (s_l, r_l) in itertools.permutations(answers, 2):
-            if r_w < r_l:
-                terms.append(-log_sigmoid(s_w - s_l))
-        if terms:
-            losses.append(sum(terms) / len(terms))
-    return sum(losses) / len(losses) if losses else 0.0
-
-
-def ranked(sizes, ties, seed, groups=None):
-    rng = np.random.default_rng(seed)
-    scores, group, rank = [], [], []
-    for g, k in enumerate(sizes):
-        scores += list(rng.normal(size=k) * 3)
-        group += [g if groups is None else groups[g]] * k
-        rank += list(rng.integers(1, 4, size=k)) if ties else list(rng.permutation(k) + 1)
-    order = rng.permutation(len(scores))  # the answers of a prompt need not stand together
-    return [[float(scores[i]) for i in order], [int(group[i]) for i in order], [int(rank[i]) for i in order]]
-
-
-@pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("sizes", [[2], [4], [9], [2, 2, 2], [9, 2, 4, 4, 7], [1, 3], [4] * 12])
-def test_ranking_loss_is_the_papers_double_loop(sizes, ties):
-    for seed in range(3):
-        scores, group, rank = ranked(sizes, ties, seed, groups=[-5, 1000, 7, 0, 3, *range(20, 40)])
-        found = rl.ranking_loss(torch.tensor(scores, dtype=torch.float64), torch.tensor(group), torch.tensor(rank))
-        assert float(found) == pytest.approx(paper_loss(scores, group, rank), rel=1e-6)
-
-
-def test_ranking_loss_gradient_is_that_of_the_double_loop():
-    scores, group, rank = ranked([4, 2, 5], True, 1)
-    leaf = torch.tensor(scores, dtype=torch.float64, requires_grad=True)
-    rl.ranking_loss(leaf, torch.tensor(group), torch.tensor(rank)).backward()
-    for i in range(len(scores)):
-        up, down = list(scores), list(scores)
-        up[i], down[i] = up[i] + 1e-5, down[i] - 1e-5
-        slope = (paper_loss(up, group, rank) - paper_loss(down, group, rank)) / 2e-5
-        assert float(leaf.grad[i]) == pytest.approx(slope, abs=1e-8)
-
-
-def test_ranking_loss_by_hand():
-    # One prompt, s = 1, 0, -1, ranks 1, 2, 3: pairs with differences 1, 2, 1.
-    loss = rl.ranking_loss(torch.tensor([1.0, 0.0, -1.0]), torch.tensor([0, 0, 0]), torch.tensor([1, 2, 3]))
-    assert float(loss) == pytest.approx((0.313262 + 0.126928 + 0.313262) / 3, abs=1e-6)
-
-
-def test_pairs_alone_give_trls_loss():
-    chosen, rejected = torch.randn(6), torch.randn(6)
-    trl = -F.logsigmoid(chosen - rejected).mean()  # RewardTrainer.compute_loss
-    scores = torch.stack([rejected, chosen], 1).flatten()
-    group = torch.arange(6).repeat_interleave(2)
-    torch.testing.assert_close(rl.ranking_loss(scores, group, torch.tensor([2, 1] * 6)), trl)
-
-
-def test_no_answer_is_weighed_by_how_many_its_neighbours_have():
-    # A prompt with 9 answers counts as much as one with 2.
-    small = [torch.tensor([0.3, -0.2]), torch.tensor([0, 0]), torch.tensor([1, 2])]
-    large = [torch.linspace(-1, 1, 9), torch.full((9,), 1), torch.arange(9) + 1]
-    together = rl.ranking_loss(*(torch.cat(pair) for pair in zip(small, large, strict=True)))
-    torch.testing.assert_close(together, (rl.ranking_loss(*small) + rl.ranking_loss(*large)) / 2)
-
-
-def test_tied_groups_give_zero_and_a_gradient_of_zero():
-    scores = torch.tensor([3.0, -1.0, 8.0], requires_grad=True)
-    loss = rl.ranking_loss(scores, torch.tensor([0, 0, 0]), torch.tensor([2, 2, 2]))
-    loss.backward()
-    assert loss.item() == 0.0
-    assert scores.grad.tolist() == [0.0, 0.0, 0.0]
-
-
-def test_ranking_loss_survives_scores_far_apart():
-    scores = torch.tensor([-1e4, 1e4], requires_grad=True)
-    loss = rl.ranking_loss(scores, torch.tensor([0, 0]), torch.tensor([1, 2]))
-    loss.backward()
-    assert loss.item() == pytest.approx(2e4)
-    assert scores.grad.tolist() == [-1.0, 1.0]
 
 
 # ---------------------------------------------------------------- log-probabilities

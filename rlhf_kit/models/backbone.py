@@ -49,8 +49,11 @@ class Backbone(nn.Module):
         self.config = base.config
         self.hidden_size: int = base.get_input_embeddings().embedding_dim
         self.heads = nn.ModuleDict()
+        # The longest sequence at which packed rows were found to be right; 0: they are wrong; None: not tried yet.
+        self.packs_up_to: int | None = None
         self._peft: PeftModel | None = None
         self._trained: frozenset[str] = frozenset()
+        self._adapters_learn = True
         self._active: str | None = None
         # What a switch of roles walks over, kept because PPO switches dozens of times an update: `_index` fills them.
         self._layers: list[BaseTunerLayer] = []
@@ -149,14 +152,19 @@ class Backbone(nn.Module):
         """Where the base is."""
         return self.base.device
 
-    def train_only(self, *names: str) -> None:
-        """Adapters and heads of these names learn from now on; all else is frozen, whichever adapter is active."""
+    def train_only(self, *names: str, adapters: bool = True) -> None:
+        """Adapters and heads of these names learn from now on; all else is frozen, whichever adapter is active.
+
+        Args:
+            adapters: False trains the heads alone.
+        """
         unknown = set(names) - set(self.adapters) - set(self.heads)
         if unknown:
             raise ModelError(
                 f"no adapter or head named {', '.join(sorted(unknown))}; there are {', '.join(self.adapters)}"
             )
         self._trained = frozenset(names)
+        self._adapters_learn = adapters
         self._set_flags()
 
     @contextlib.contextmanager
@@ -191,7 +199,7 @@ class Backbone(nn.Module):
     def _set_flags(self) -> None:
         for name in self.adapters:
             for parameter in self._parameters_of[name]:
-                parameter.requires_grad_(name in self._trained)
+                parameter.requires_grad_(self._adapters_learn and name in self._trained)
         for name, head in self.heads.items():
             head.requires_grad_(name in self._trained)
 
@@ -218,19 +226,35 @@ class Backbone(nn.Module):
         """The layers without the output head."""
         return self.base.get_decoder()
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         """Last hidden states (B, T, H) under the active role.
 
         Args:
             input_ids: (B, T).
-            attention_mask: (B, T) bool; positions count real tokens only, so padding on the left shifts nothing.
+            attention_mask: (B, T) bool, True = real; or (B, T, T) bool, whether the token of a row sees that of a
+                column.
+            position_ids: (B, T). Where they are left out, positions count real tokens only, so that padding on the
+                left shifts nothing.
         """
-        positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        if position_ids is None:
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        mask = attention_mask.long() if attention_mask.dim() == 2 else self._additive(attention_mask)
         output = self.decoder(
-            input_ids=input_ids, attention_mask=attention_mask.long(), position_ids=positions, use_cache=False, **kwargs
+            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False, **kwargs
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def _additive(self, sees: Tensor) -> Tensor:
+        """(B, 1, T, T) with 0 where a token is seen and the least number elsewhere: eager attention adds its mask, so
+        a boolean one would be wrong there without an error."""
+        kind = sees.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.base.dtype
+        return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, torch.finfo(dtype).min)[
+            :, None
+        ]
 
     def log_probs(self, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies, float32 (B, R), of `tokens` (B, R) from the states (B, R, H) that predict

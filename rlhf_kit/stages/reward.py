@@ -1,75 +1,49 @@
 """Stage 2: a reward model from ranked answers: an adapter and a scalar head on the same base (arXiv 2203.02155,
 section 3.5).
 
-All C(K,2) pairs of a prompt are one element of a batch and each response goes through the model once.
+All C(K,2) pairs of a prompt are one element of a batch, each response goes through the model once, and where the model
+can be packed, so does the prompt.
 """
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from torch import Tensor
+from transformers import TrainingArguments
 
-from rlhf_kit.batches import RankedBatch
-from rlhf_kit.checkpoint import MetricsLog
-from rlhf_kit.data import Encoder, RankedCollator, RankedIds, split_by_prompt
+from rlhf_kit import opinions, seen
+from rlhf_kit.checkpoint import CHECKPOINTS, MetricsLog, read_json, write_json
+from rlhf_kit.data import Encoder, RankedCollator, RankedIds, rated_items, split_by_prompt
 from rlhf_kit.errors import DataError, Problem, RlhfKitError
-from rlhf_kit.measures import bootstrap_mean, pair_accuracy, pooled_pair_accuracy
-from rlhf_kit.models import Backbone, ScalarHead, load_backbone, lora_config
-from rlhf_kit.recipe import Recipe
-from rlhf_kit.records import Demonstration, Ranking
-from rlhf_kit.rewards import REWARD, save, score, score_batch
-from rlhf_kit.rl import ranking_loss
+from rlhf_kit.models import Backbone
+from rlhf_kit.recipe import Recipe, RewardPhase, RewardSection
+from rlhf_kit.records import Demonstration, Ranking, Rating
+from rlhf_kit.rewards import REWARD, can_pack, outputs, save
 from rlhf_kit.stages.arguments import build, fit, refuse_many_processes
+from rlhf_kit.stages.reward_measures import accuracy_of, measure
+from rlhf_kit.stages.reward_start import context_length, start
+from rlhf_kit.stages.reward_trainer import RewardTrainer
 
+__all__ = ["RewardTrainer", "normalise", "train"]
 
-class RewardTrainer(Trainer):  # type: ignore[misc]
-    """transformers' Trainer with the loss of ranked answers.
+log = logging.getLogger(__name__)
 
-    Args:
-        model: a `Backbone` with the adapter and the head `reward`, both trainable.
-        args: batch sizes count prompts.
-        train_dataset: `RankedIds`, one a prompt.
-    """
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, RankedBatch],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Tensor:
-        """InstructGPT's eq. 1 over the prompts of this batch."""
-        batch = inputs["batch"]
-        backbone: Backbone = self.accelerator.unwrap_model(model)
-        sequences = batch.sequences.to(self.args.device)
-        scores = score_batch(backbone, sequences)
-        loss = ranking_loss(scores, batch.group.to(scores.device), batch.rank.to(scores.device))
-        if not torch.isfinite(loss):
-            raise RlhfKitError(
-                f"reward: the loss is {loss.item()} at step {self.state.global_step}; lower reward.learning_rate"
-            )
-        return loss
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
-    ) -> Tensor:
-        """One role around forward and backward pass: checkpointed layers run again in the backward pass."""
-        with self.accelerator.unwrap_model(model).role(REWARD):
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        return loss
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        save(self.model, Path(output_dir or self.args.output_dir))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        directory = Path(resume_from_checkpoint)
-        self.model.reload_adapter(REWARD, directory)
-        self.model.heads[REWARD].load_state_dict(ScalarHead.load(directory, self.model.hidden_size).state_dict())
+_ARGUMENTS = {
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "save_steps",
+}
+PHASES, FOLDS = "phases", "folds"
 
 
 def train(
@@ -79,65 +53,204 @@ def train(
     demonstrations: list[Demonstration],
     sft: Path | None,
     work: Path,
+    *,
+    ratings: Sequence[Rating] = (),
+    phases: Sequence[list[Ranking]] = (),
 ) -> dict[str, Any]:
-    """Trains the reward model from the SFT adapter, normalises its scores over the demonstrations, measures it, saves
-    it.
+    """Trains the reward model, normalises its scores over the demonstrations, measures it, saves it.
 
     Args:
         heldout: rankings that nothing is trained on; where empty, `reward.heldout_fraction` of the prompts is held out.
-        sft: run directory of the SFT stage; None starts from the raw base.
+        sft: run directory of the SFT stage; None starts from the raw base, unless `reward.init` names a run.
+        ratings: rated answers, learned from beside the rankings.
+        phases: the rankings of each of `reward.phases`.
+
+    Raises:
+        DataError: there is no pair to learn from.
+        RlhfKitError: the loss became NaN, or the model scores all demonstrations alike.
     """
     section = recipe.reward
-    arguments = _arguments(recipe, work)
-    refuse_many_processes("reward", arguments)
-    backbone = load_backbone(recipe.model)
-    if sft is None:
-        torch.manual_seed(recipe.seed)
-        backbone.add_adapter(REWARD, lora_config(recipe.lora))
-    else:
-        backbone.load_adapter(REWARD, sft)
-    torch.manual_seed(recipe.seed)
-    backbone.add_head(REWARD, ScalarHead(backbone.hidden_size))
-    backbone.train_only(REWARD)
-    if section.gradient_checkpointing:
-        backbone.use_checkpointing()
-
+    refuse_many_processes("reward", _arguments(recipe, section, work))
+    backbone = start(recipe, sft)
+    encoder = Encoder(
+        backbone.tokenizer,
+        max_prompt_length=recipe.data.max_prompt_length,
+        max_length=min(section.max_length, context_length(backbone)),
+    )
     if not heldout:
         rankings, heldout = split_by_prompt(rankings, section.heldout_fraction, recipe.seed)
-    encoder = Encoder(
-        backbone.tokenizer, max_prompt_length=recipe.data.max_prompt_length, max_length=section.max_length
-    )
-    items = [encoder.ranking(record) for record in rankings if record.pairs]
-    if not items:
-        raise DataError([Problem("data.rankings", "", "no pair to learn from: all responses of every prompt are tied")])
+    ratings = _not_held_out(ratings, heldout)
+    rated = rated_items(encoder, ratings)
+    items = _items(encoder, opinions.merge(rankings, section.labelers), section, "data.rankings", rated)
     encoder.report("reward")
-    trainer = RewardTrainer(
-        model=backbone,
-        args=arguments,
-        data_collator=RankedCollator(backbone.tokenizer.pad_token_id),
-        train_dataset=items,
-        callbacks=[MetricsLog("reward", work)],
-    )
-    fit(trainer, work)
+    backbone.packs_up_to = 0 if section.packing == "off" else None
+    packed = _can_pack(backbone, items)
+
+    metrics: dict[str, Any] = {"packed": packed}
+    for n, (phase, records) in enumerate(zip(section.phases, phases, strict=True)):
+        first = _items(encoder, opinions.merge(records, section.labelers), section, f"reward.phases.{n}.rankings")
+        metrics[f"phase_{n}"] = _phase(recipe, backbone, phase, first, work / PHASES / str(n), packed)
+    if section.labeler_folds:
+        metrics |= _folds(recipe, backbone, encoder, rankings, heldout, rated, work / FOLDS, packed)
+    trainer = _fit(recipe, backbone, items, section, work, packed)
 
     if demonstrations:
         normalise(backbone, encoder, demonstrations)
-    metrics: dict[str, Any] = {"prompts": len(items), "pairs": sum(len(r.pairs) for r in rankings)}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    metrics |= {"prompts": len(items), "pairs": sum(len(r.pairs) for r in rankings), "ratings": len(ratings)}
     metrics |= {"loss_first": losses[0], "loss_last": losses[-1]}
     metrics |= {"shortened_prompts": encoder.shortened_prompts, "cut_responses": encoder.cut_responses}
     if heldout:
         metrics |= measure(backbone, encoder, heldout, recipe)
+        some = [record for record in rankings if record.pairs][: len(heldout)]
+        metrics["train_pair_accuracy"] = accuracy_of(backbone, encoder, some)[0]
     if trainer.is_world_process_zero():
         save(backbone, work)
+        trained = [*rankings, *ratings, *(record for records in phases for record in records)]
+        seen.write(work, trained)
     return metrics
 
 
-def _arguments(recipe: Recipe, work: Path) -> TrainingArguments:
-    section = recipe.reward
-    fixed = section.model_dump(exclude={"trainer", "max_length", "heldout_fraction", "gradient_checkpointing"})
+def _not_held_out(ratings: Sequence[Rating], heldout: Sequence[Ranking]) -> list[Rating]:
+    """The ratings of prompts that are not held out of the rankings."""
+    names = {seen.prompt_key(record.prompt) for record in heldout}
+    kept = [record for record in ratings if seen.prompt_key(record.prompt) not in names]
+    if len(kept) < len(ratings):
+        log.info("reward: %d ratings of held-out prompts are not learned from", len(ratings) - len(kept))
+    return kept
+
+
+def _items(
+    encoder: Encoder, records: Sequence[Ranking], section: RewardSection, field: str, rated: Sequence[RankedIds] = ()
+) -> list[RankedIds]:
+    """What can be learned from: rankings with a pair on one of the axes, then the rated answers.
+
+    Raises:
+        DataError: there is nothing.
+    """
+    items = [item for item in map(encoder.ranking, records) if _has_pair(item, section)] + list(rated)
+    if not items:
+        what = "no pair to learn from: all responses of every prompt are tied"
+        if tuple(section.axes) != ("overall",):
+            what += f", or have no rank on {', '.join(section.axes)}"
+        raise DataError([Problem(field, "", what)])
+    return items
+
+
+def _has_pair(item: RankedIds, section: RewardSection) -> bool:
+    for axis in section.axes:
+        ranks = [rank for rank in item.ranks_on(axis) if rank is not None]
+        if len(set(ranks)) > 1 or (section.ties == "half" and len(ranks) > 1):
+            return True
+    return False
+
+
+def _can_pack(backbone: Backbone, items: Sequence[RankedIds]) -> bool:
+    prompts = [item.prompt for item in items for _ in item.responses]
+    return can_pack(backbone, prompts, [response for item in items for response in item.responses])
+
+
+# -------------------------------------------------------------------- training
+
+
+def _fit(
+    recipe: Recipe, backbone: Backbone, items: list[RankedIds], section: RewardSection, work: Path, packed: bool
+) -> RewardTrainer:
+    trainer = RewardTrainer(
+        model=backbone,
+        args=_arguments(recipe, section, work),
+        data_collator=RankedCollator(backbone.tokenizer.pad_token_id, backbone.heads[REWARD].axes, packed),
+        train_dataset=items,
+        callbacks=[MetricsLog("reward", work)],
+        section=section,
+    )
+    fit(trainer, work)
+    return trainer
+
+
+def _arguments(recipe: Recipe, section: RewardSection, work: Path) -> TrainingArguments:
+    fixed = section.model_dump(include=_ARGUMENTS)
     fixed |= {"remove_unused_columns": False, "logging_steps": 1, "label_names": []}
     return build(TrainingArguments, recipe, work, fixed, section.trainer)
+
+
+def _phase(
+    recipe: Recipe, backbone: Backbone, phase: RewardPhase, items: list[RankedIds], work: Path, packed: bool
+) -> dict[str, Any]:
+    """Trains on one of `reward.phases`, or takes what it left when it was done before an interruption."""
+    done = work / "done.json"
+    if done.is_file():
+        backbone.reload_adapter(REWARD, work)
+        backbone.heads[REWARD].load_state_dict(backbone.heads[REWARD].load(work, backbone.hidden_size).state_dict())
+        figures: dict[str, Any] = read_json(done)
+        return figures
+    work.mkdir(parents=True, exist_ok=True)
+    own = phase.model_dump(exclude={"rankings"}, exclude_none=True)
+    log.info("reward: phase %s: %d prompts", work.name, len(items))
+    trainer = _fit(recipe, backbone, items, recipe.reward.model_copy(update=own), work, packed)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    save(backbone, work)
+    figures = {"prompts": len(items), "loss_first": losses[0], "loss_last": losses[-1]}
+    write_json(done, figures)
+    shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+    return figures
+
+
+def _folds(
+    recipe: Recipe,
+    backbone: Backbone,
+    encoder: Encoder,
+    rankings: list[Ranking],
+    heldout: list[Ranking],
+    rated: Sequence[RankedIds],
+    work: Path,
+    packed: bool,
+) -> dict[str, Any]:
+    """Models that each have never seen one part of the labelers, measured on held-out prompts: on the labelers that
+    they learned from, and on the others (arXiv 2203.02155, section 4.1: 72.4 against 69.6 %).
+
+    The weights are afterwards what they were before.
+    """
+    section, before = recipe.reward, _snapshot(backbone)
+    parts = opinions.folds(rankings, section.labeler_folds, recipe.seed)
+    found = []
+    for n, left_out in enumerate(parts):
+        done = work / str(n) / "fold.json"
+        if not done.is_file():
+            done.parent.mkdir(parents=True, exist_ok=True)
+            log.info("reward: fold %d of %d, without %d labelers", n + 1, len(parts), len(left_out))
+            kept = opinions.merge([r for r in rankings if r.labeler not in left_out], section.labelers)
+            field = f"data.rankings without the labelers of fold {n + 1}"
+            _fit(recipe, backbone, _items(encoder, kept, section, field, rated), section, done.parent, packed)
+            figures: dict[str, Any] = {"labelers": sorted(left_out)}
+            for name, others in (
+                ("heldout_labelers", [r for r in heldout if r.labeler in left_out]),
+                ("training_labelers", [r for r in heldout if r.labeler is not None and r.labeler not in left_out]),
+            ):
+                accuracy, pairs = accuracy_of(backbone, encoder, others)
+                figures[name] = {"accuracy": accuracy, "pairs": pairs}
+            write_json(done, figures)
+            shutil.rmtree(done.parent / CHECKPOINTS, ignore_errors=True)
+            _restore(backbone, before)
+        found.append(read_json(done))
+    means: dict[str, Any] = {"labeler_folds": found}
+    for name in ("heldout_labelers", "training_labelers"):
+        values = torch.tensor([f[name]["accuracy"] for f in found if f[name]["pairs"]])
+        if values.numel():
+            means |= {f"{name}_accuracy": float(values.mean()), f"{name}_std": float(values.std(correction=0))}
+    return means
+
+
+def _snapshot(backbone: Backbone) -> list[Tensor]:
+    return [p.detach().clone() for p in (*backbone.adapter_parameters(REWARD), *backbone.heads[REWARD].parameters())]
+
+
+@torch.no_grad()
+def _restore(backbone: Backbone, values: list[Tensor]) -> None:
+    parameters = (*backbone.adapter_parameters(REWARD), *backbone.heads[REWARD].parameters())
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+        parameter.grad = None
 
 
 def normalise(backbone: Backbone, encoder: Encoder, demonstrations: Sequence[Demonstration]) -> None:
@@ -145,46 +258,6 @@ def normalise(backbone: Backbone, encoder: Encoder, demonstrations: Sequence[Dem
     prompts = [encoder.prompt(d.prompt) for d in demonstrations]
     responses = [encoder.response(d.completion, len(p)) for d, p in zip(demonstrations, prompts, strict=True)]
     try:
-        backbone.heads[REWARD].normalise(score(backbone, prompts, responses).to(backbone.device))
+        backbone.heads[REWARD].normalise(outputs(backbone, prompts, responses))
     except ValueError as failure:
         raise RlhfKitError(f"reward: {failure}; see metrics.jsonl, and try another reward.learning_rate") from failure
-
-
-def measure(backbone: Backbone, encoder: Encoder, heldout: Sequence[Ranking], recipe: Recipe) -> dict[str, Any]:
-    """Held-out pair accuracy beside what knows nothing of content: length, and whether the response has ended."""
-    items = [encoder.ranking(record) for record in heldout]
-    prompts = [item.prompt for item in items for _ in item.responses]
-    flat = score(backbone, prompts, [r for item in items for r in item.responses])
-    scores = [part.tolist() for part in flat.split([len(item.responses) for item in items])]
-    ranks = [item.ranks for item in items]
-    paired = [i for i, record in enumerate(heldout) if record.pairs]
-    if not paired:
-        return {}
-    per_prompt = [right / pairs for right, pairs in (pair_accuracy(scores[i], ranks[i]) for i in paired)]
-    evaluate = recipe.evaluate
-    interval = bootstrap_mean(
-        per_prompt, resamples=evaluate.bootstrap, confidence=evaluate.confidence, seed=recipe.seed
-    )
-    group = torch.tensor([g for g, item in enumerate(items) for _ in item.responses])
-    rank = torch.tensor([r for item in items for r in item.ranks])
-    return {
-        "heldout_prompts": len(items),
-        "heldout_pairs": sum(len(record.pairs) for record in heldout),
-        "heldout_loss": float(ranking_loss(flat, group, rank)),
-        "heldout_pair_accuracy": pooled_pair_accuracy(scores, ranks),
-        "heldout_accuracy_by_prompt": interval.as_dict(),
-        "baseline_accuracy": baselines(items, ranks, heldout),
-        "score_mean": float(flat.mean()),
-        "score_std": float(flat.std()),
-    }
-
-
-def baselines(items: Sequence[RankedIds], ranks: list[list[int]], records: Sequence[Ranking]) -> dict[str, float]:
-    """Pair accuracy of rules that read nothing; what they reach is not to a reward model's credit."""
-    lengths = [[float(len(r)) for r in item.responses] for item in items]
-    ended = [[float(r.ended) for r in record.responses] for record in records]
-    return {
-        "shorter": pooled_pair_accuracy([[-n for n in row] for row in lengths], ranks),
-        "longer": pooled_pair_accuracy(lengths, ranks),
-        "ended": pooled_pair_accuracy(ended, ranks),
-    }

@@ -32,8 +32,9 @@ def train(recipe: Recipe, demonstrations: list[Demonstration], work: Path) -> di
     )
     dataset = Dataset.from_list([encoder.demonstration(record) for record in demonstrations])
     encoder.report("sft")
-    fixed = section.model_dump(exclude={"trainer", "max_length"})
+    fixed = section.model_dump(exclude={"trainer", "max_length", "keep_checkpoints"})
     fixed |= {
+        "save_total_limit": max(2, section.keep_checkpoints),
         "max_length": None,
         "logging_steps": 5,
         "logging_first_step": True,
