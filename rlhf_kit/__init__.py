@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rlhf_kit.pipeline import export_run, run, run_step
     from rlhf_kit.recipe import Recipe, load_recipe
     from rlhf_kit.records import Demonstration, Flags, Message, Prompt, Ranking, Rating, Response, Text
+    from rlhf_kit.reward_model import RewardModel
     from rlhf_kit.stages.ppo import PPOTrainer
     from rlhf_kit.stages.reward import RewardTrainer
 
@@ -28,6 +29,7 @@ _HOME = {
     "pipeline": ("export_run", "run", "run_step"),
     "recipe": ("Recipe", "load_recipe"),
     "records": ("Demonstration", "Flags", "Message", "Prompt", "Ranking", "Rating", "Response", "Text"),
+    "reward_model": ("RewardModel",),
     "stages.ppo": ("PPOTrainer",),
     "stages.reward": ("RewardTrainer",),
 }
@@ -49,6 +51,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Response",
+    "RewardModel",
     "RewardTrainer",
     "RlhfKitError",
     "ScalarHead",

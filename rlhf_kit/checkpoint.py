@@ -196,9 +196,11 @@ def _prune(directory: Path, keep: int) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         return
     for path in (p for p in directory.iterdir() if p not in kept):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (file for checkpoint in kept for file in checkpoint.iterdir() if file.name not in _ADAPTER):
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    # PEFT saves an adapter that has a name in a folder of that name.
+    for path in [file for checkpoint in kept for file in checkpoint.rglob("*") if file.name not in _ADAPTER]:
+        if path.is_file():
+            path.unlink()
 
 
 class MetricsLog(TrainerCallback):  # type: ignore[misc]

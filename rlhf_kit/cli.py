@@ -17,15 +17,18 @@ from typing import Any
 
 from rlhf_kit.cli_convert import add_convert
 from rlhf_kit.cli_corpus import add_curate, add_stats
+from rlhf_kit.cli_evaluate import add_evaluate
+from rlhf_kit.cli_sample import add_sample
+from rlhf_kit.cli_score import add_score
 from rlhf_kit.cli_validate import add_validate
-from rlhf_kit.errors import CheckpointError, RlhfKitError
+from rlhf_kit.errors import CheckpointError, ExportError, RlhfKitError
 from rlhf_kit.process import line_for, prepare_torch, set_up_logging
 
 __all__ = ["main"]
 
 STAGES = ("sft", "reward", "ppo")
 POLICIES = ("base", "sft", "ppo")
-_RESUMABLE = ("run", *STAGES)
+_RESUMABLE = ("run", *STAGES, "sample", "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         goes_on = arguments.command in _RESUMABLE
         return _fail(
-            "interrupted; the same command goes on from the last checkpoint" if goes_on else "interrupted", 130
+            "interrupted; the same command goes on from what is finished" if goes_on else "interrupted", 130
         )
     except Exception as error:
         line = line_for(error)
@@ -109,10 +112,22 @@ def _parser() -> argparse.ArgumentParser:
     add_convert(command)
     add_stats(command)
     add_curate(command)
+    add_evaluate(command)
+    add_score(command)
+    add_sample(command)
 
-    export = command("export", _export, "write the policy adapter of a run for others to load, and verify it")
+    export = command(
+        "export", _export, "write the policy or the reward model of a run for others to load, and verify it"
+    )
     export.add_argument("run", metavar="RUN", type=Path, help="the output_dir of a run")
-    export.add_argument("--out", metavar="DIR", type=Path, help="a new directory (default: RUN/export)")
+    export.add_argument(
+        "--to",
+        choices=("adapter", "reward"),
+        default="adapter",
+        help="the policy's adapter (default), or the reward model as a classification model with one label",
+    )
+    export.add_argument("--merged", action="store_true", help="with --to reward: a whole model instead of an adapter")
+    export.add_argument("--out", metavar="DIR", type=Path, help="a new directory (default: in RUN)")
 
     chat = command("chat", _chat, "talk to the base model and the trained ones side by side in the terminal")
     chat.add_argument("run", metavar="RUN", type=Path, help="the output_dir of a run")
@@ -179,9 +194,14 @@ def _train(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     _check_run(arguments.run)
     prepare_torch()
-    from rlhf_kit.pipeline import export_run
+    from rlhf_kit import pipeline
 
-    print(export_run(arguments.run, arguments.out))
+    if arguments.to == "reward":
+        print(pipeline.export_reward_run(arguments.run, arguments.out, merged=arguments.merged))
+    elif arguments.merged:
+        raise ExportError("--merged is for --to reward; the policy is exported as an adapter")
+    else:
+        print(pipeline.export_run(arguments.run, arguments.out))
     return 0
 
 

@@ -27,7 +27,9 @@ __all__ = [
     "Row",
     "check",
     "guess_kind",
+    "is_heldout",
     "iter_rows",
+    "kind_of_field",
     "load",
     "load_fields",
     "scan",
@@ -38,6 +40,7 @@ KIND_OF_FIELD = {
     "demonstrations": "demonstration",
     "rankings": "ranking",
     "rankings_heldout": "ranking",
+    "ratings": "rating",
     "prompts": "prompt",
     "prompts_heldout": "prompt",
     "text": "text",
@@ -86,25 +89,47 @@ def check(source: str, kind: str, format: Format | None = None, ledger: Ledger |
     return checked
 
 
-def load_fields(sources: Mapping[str, str]) -> dict[str, list[Record]]:
-    """The records of several fields of a recipe's `data` section; raises `DataError` with every problem of all.
+def kind_of_field(name: str) -> str:
+    """The kind of the rows that a field of a recipe names: of `data` by its own name, any other by its dotted path.
 
-    That a held-out prompt stands in what is trained on is one of them.
+    The last part of the path tells: `reward.phases.0.rankings` holds rankings.
     """
-    checked, ledgers = {}, {}
-    for name, source in sources.items():
-        ledgers[name] = Ledger(keep_prompts=True)
-        checked[name] = check(source, KIND_OF_FIELD[name], ledger=ledgers[name])
+    return KIND_OF_FIELD[name.rpartition(".")[2]]
+
+
+def is_heldout(name: str) -> bool:
+    """Whether none of the other fields may share a prompt with this one; `name` as in `kind_of_field`."""
+    return name.rpartition(".")[2] in HELDOUT
+
+
+def load_fields(sources: Mapping[str, str]) -> dict[str, list[Record]]:
+    """The records of several fields of a recipe, each source read once, however many fields name it.
+
+    Args:
+        sources: by the name of the field, as in `kind_of_field`.
+
+    Raises:
+        DataError: every problem of all sources. That a held-out prompt stands in what is trained on is one of them.
+    """
+    keys = {name: (source, kind_of_field(name)) for name, source in sources.items()}
+    checked, ledgers = dict[tuple[str, str], Checked](), dict[tuple[str, str], Ledger]()
+    for key in keys.values():
+        if key not in checked:
+            ledgers[key] = Ledger(keep_prompts=True)
+            checked[key] = check(*key, ledger=ledgers[key])
     problems = [problem for one in checked.values() for problem in one.problems]
-    for name in sources:
-        for other in sources:
-            if name in HELDOUT and other not in HELDOUT:
-                problems += ledgers[name].leaks_from(ledgers[other])
+    trained = dict[tuple[str, str], str]()
+    for name, key in keys.items():
+        if not is_heldout(name):
+            trained.setdefault(key, name)
+    for key in dict.fromkeys(key for name, key in keys.items() if is_heldout(name)):
+        for other, name in trained.items():
+            problems += ledgers[key].leaks_from(ledgers[other], name if "." in name else f"data.{name}")
     if problems:
         raise DataError(problems)
-    for name, one in checked.items():
-        _tell(sources[name], one)
-    return {name: one.records for name, one in checked.items()}
+    for (source, _), one in checked.items():
+        _tell(source, one)
+    return {name: list(checked[key].records) for name, key in keys.items()}
 
 
 def _sort(checked: Checked, problems: Iterable[Problem]) -> None:

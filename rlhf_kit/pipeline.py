@@ -99,7 +99,7 @@ def run(recipe: Recipe) -> Path:
         )
     records = load_data(recipe, steps)
     for name in steps:
-        _run(recipe, name, records)
+        run_records(recipe, name, records)
     out = Path(recipe.output_dir)
     _collect_metrics(recipe, steps)
     from rlhf_kit.report import write_report
@@ -110,7 +110,7 @@ def run(recipe: Recipe) -> Path:
 
 def run_step(recipe: Recipe, name: str) -> Path:
     """One step; the steps before it are taken as they are on disk."""
-    _run(recipe, name, load_data(recipe, [name]))
+    run_records(recipe, name, load_data(recipe, [name]))
     return Path(recipe.output_dir) / name
 
 
@@ -127,7 +127,9 @@ def load_data(recipe: Recipe, steps: list[str]) -> dict[str, list[Any]]:
     return files.load_fields(sources)
 
 
-def _run(recipe: Recipe, name: str, records: dict[str, list[Any]], out: Path | None = None) -> None:
+def run_records(recipe: Recipe, name: str, records: dict[str, list[Any]], out: Path | None = None) -> None:
+    """One step with the records that `load_data` gave, or others, into `out`; the step's own directory where it is
+    left out."""
     run_directory = out or Path(recipe.output_dir) / name
     parents = _parents(recipe, name)
     inputs = _inputs(recipe, name, parents)
@@ -348,5 +350,35 @@ def export_run(run_directory: Path, out: Path | None = None) -> Path:
         return run_step(recipe, "export")
     if out.exists():
         raise CheckpointError(f"{out}: exists already; name a new directory")
-    _run(recipe, "export", {}, out)
+    run_records(recipe, "export", {}, out)
+    return out
+
+
+def export_reward_run(run_directory: Path, out: Path | None = None, *, merged: bool = False) -> Path:
+    """Exports the reward model of a run as a sequence classification model with one label; returns the directory.
+
+    Args:
+        run_directory: of a whole run, or of its reward stage.
+        out: a new directory; `export-reward` in the run where it is left out.
+        merged: a whole model; else an adapter with its head.
+
+    Raises:
+        CheckpointError: the run has no finished reward stage, or `out` exists.
+        ExportError: what was written does not score as the trained model does; nothing is left of it.
+    """
+    from rlhf_kit.export_reward import export_reward
+
+    stage = run_directory / "reward" if (run_directory / "reward").is_dir() else run_directory
+    out = out or stage.parent / "export-reward"
+    if out.exists():
+        raise CheckpointError(f"{out}: exists already; name a new directory with --out")
+    trained = read_manifest(stage)
+    if trained.stage != "reward":
+        raise CheckpointError(f"{stage}: is a {trained.stage} stage; name a run with a finished reward stage")
+    inputs = {"reward": trained.files, "merged": merged}
+    work, started = open_work(out, inputs), time.monotonic()
+    metrics = export_reward(Recipe.model_validate(trained.recipe), stage, trained, work, merged=merged)
+    seconds = round(time.monotonic() - started, 1)
+    parents = {"reward": f"../{stage.name}"}
+    finish(work, out, Manifest("export", inputs, metrics, seconds, trained.base, parents, trained.recipe))
     return out

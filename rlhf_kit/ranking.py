@@ -138,4 +138,5 @@ def rating_loss(
     share = 1.0 / count[prompt].float()
     if weight is not None:
         share = share * weight[chosen]
-    return (losses * share).sum() / max(count.numel(), 1)
+    loss: Tensor = (losses * share).sum() / max(count.numel(), 1)
+    return loss

@@ -27,6 +27,7 @@ __all__ = [
     "Record",
     "Response",
     "Text",
+    "prompt_name",
 ]
 
 NonBlank = Annotated[str, Field(pattern=NON_BLANK)]
@@ -82,6 +83,16 @@ Conversation: TypeAlias = Annotated[
 ]
 """A non-blank text, or messages: perhaps a system turn, then user and assistant by turns, ending with the user."""
 
+
+def prompt_name(prompt: Conversation) -> str | tuple[tuple[str, str], ...]:
+    """The same for prompts that ask the same: a text is a conversation of that one user turn, and the model reads the
+    same tokens. Other conversations are their turns, as pairs of role and content.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    return prompt[0].content if len(prompt) == 1 else tuple((turn.role, turn.content) for turn in prompt)
+
+
 _PROMPT_EXAMPLES: list[Any] = ["Why is the sky blue?", [{"role": "user", "content": "Why is the sky blue?"}]]
 _PROMPT = "What the model is asked: a text, or the turns of a conversation that ends with the user's."
 
@@ -123,6 +134,17 @@ _Meta = Annotated[
     Field(
         description="Anything else to keep with the row; not read by the kit.",
         examples=[{"batch": 3}],
+    ),
+]
+_Weight = Annotated[
+    Annotated[float, Field(gt=0)] | None,
+    Field(description="How much this ranking counts beside the others; without it, 1.", examples=[2.0]),
+]
+_Margin = Annotated[
+    Annotated[float, Field(ge=0)] | None,
+    Field(
+        description="By how much the score of a preferred answer should at least exceed that of the other.",
+        examples=[0.5],
     ),
 ]
 
@@ -209,6 +231,8 @@ class Ranking(_Record):
         description="The answers, in any order.",
         examples=[[{"text": "Air scatters blue light most.", "rank": 1}, {"text": "Because.", "rank": 2}]],
     )
+    weight: _Weight = None
+    margin: _Margin = None
     labeler: _Labeler = None
     category: _Category = None
     user_id: _UserId = None
@@ -232,6 +256,8 @@ class ParallelRanking(_Record):
     ranks: Annotated[tuple[Rank, ...], Strict(False)] = Field(
         min_length=2, max_length=64, description="Their places: 1 = best; equal ranks are a tie.", examples=[[1, 2]]
     )
+    weight: _Weight = None
+    margin: _Margin = None
     labeler: _Labeler = None
     category: _Category = None
     user_id: _UserId = None

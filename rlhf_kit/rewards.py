@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from rlhf_kit.batches import Sequences
+from rlhf_kit.checkpoint import MANIFEST
 from rlhf_kit.models import Backbone, ScalarHead
+from rlhf_kit.models.heads import HEAD_FILE
 from rlhf_kit.packing import PackedRows
 
 log = logging.getLogger(__name__)
@@ -18,7 +20,8 @@ log = logging.getLogger(__name__)
 REWARD = "reward"
 
 # The largest relative difference of hidden states that rounding explains. Measured on SmolLM2-135M: 6e-7 in float32,
-# 8e-3 (sdpa) and 2e-2 (eager) in bfloat16. A sliding window that ends one token too early gives 6e-2, others 0.5 and more.
+# 8e-3 (sdpa) and 2e-2 (eager) in bfloat16. A sliding window that ends one token too early gives 6e-2, a shorter one
+# 0.5 and more.
 _PACKING_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 # Responses behind one copy of a prompt: attention costs the square of a row.
@@ -36,6 +39,12 @@ def load(backbone: Backbone, run: Path, name: str = REWARD) -> None:
     shall have."""
     backbone.load_adapter(name, run)
     backbone.add_head(name, ScalarHead.load(run, backbone.hidden_size))
+
+
+def stage_of(run: str | Path) -> Path | None:
+    """The directory of a run's finished reward stage, or that directory itself; None where there is none."""
+    places = (Path(run) / REWARD, Path(run))
+    return next((p for p in places if (p / MANIFEST).is_file() and (p / HEAD_FILE).is_file()), None)
 
 
 def states_of(backbone: Backbone, batch: Sequences | PackedRows, name: str = REWARD) -> Tensor:

@@ -5,6 +5,7 @@
 * prompt, `messages`: they are the prompt;
 * ranking, `prompt`, `chosen`, `rejected` as texts or assistant turns: two responses, `chosen` rank 1, `rejected` 2;
 * ranking, `chosen` and `rejected` as conversations: the same, and the turns they share are the prompt;
+  a `margin` (TRL's own column) and a `weight` beside them are those of the ranking;
 * ranking, `responses` as plain texts with a list `ranks` beside them (the kit's own second form).
 
 Columns that the record has no field for are kept in its `meta`. Rows in the kit's own shape pass untouched, so that a
@@ -16,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ShapeError", "Shaped", "adapted", "with_meta"]
+__all__ = ["OF_PAIRS", "ShapeError", "Shaped", "adapted", "with_meta"]
 
 
 class ShapeError(ValueError):
@@ -66,6 +67,8 @@ def adapted(row: dict[str, Any], kind: str) -> Shaped:
 
 _FIELDS = ("labeler", "category", "user_id", "id")
 _ASKED = (*_FIELDS, "kind", "origin")
+OF_PAIRS = ("weight", "margin")
+"""Numbers that a row of `chosen` and `rejected` may hold for its ranking; no other record has a field for both."""
 
 
 def with_meta(row: dict[str, Any], *used: str, fields: tuple[str, ...] = _FIELDS) -> dict[str, Any]:
@@ -129,7 +132,8 @@ def _ranking_from_pair(row: dict[str, Any]) -> Shaped:
         raise ShapeError("prompt", "missing; chosen and rejected hold only the answers", "missing")
     else:
         shaped["prompt"] = row["prompt"]
-    return Shaped({**shaped, **with_meta(row, "prompt", "chosen", "rejected")}, names)
+    shaped |= {name: row[name] for name in OF_PAIRS if name in row}
+    return Shaped({**shaped, **with_meta(row, "prompt", "chosen", "rejected", *OF_PAIRS)}, names)
 
 
 def _content(turn: object) -> object:

@@ -18,6 +18,7 @@ __all__ = ["csv_rows", "open_table", "parquet"]
 # ---- CSV ----
 
 _NOT_TEXT = {"conversations", "conversation", "flags", "meta", "messages", "overall", "rank", "ranks", "responses"} | {
+    "margin",
     "scale",
     "score",
     "thumb",

@@ -50,13 +50,20 @@ def _packaged_recipes() -> dict[str, Path]:
 
 
 def check_recipe(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """What only shows outside the recipe: files that are not there, and wrong `trainer` arguments."""
+    """What only shows outside the recipe or between its sections: files that are not there, a reward model that PPO
+    cannot use, and wrong `trainer` arguments."""
     rubric, colon, _ = (recipe.data.rubric or "").rpartition(":")
     if colon and rubric.endswith(".py") and not Path(rubric).is_file():
         yield "data.rubric", f"no such file: {rubric}"
-    template = recipe.model.chat_template
-    if template and not Path(template).is_file():
-        yield "model.chat_template", f"no such file: {template}"
+    for section, model in (("model", recipe.model), ("reward.model", recipe.reward.model)):
+        if model and model.chat_template and not Path(model.chat_template).is_file():
+            yield f"{section}.chat_template", f"no such file: {model.chat_template}"
+    if recipe.reward.model is not None and (recipe.data.prompts or recipe.data.prompts_heldout):
+        yield (
+            "reward.model",
+            "PPO and the comparison of policies need a reward model on the policy's own base; leave this out, or "
+            "data.prompts and data.prompts_heldout",
+        )
     if any(section.trainer for section in (recipe.sft, recipe.reward, recipe.ppo)):  # else torch is not needed
         prepare_torch()
         from rlhf_kit.pipeline import check
@@ -139,6 +146,7 @@ def _validate_recipe(path: str, checks: Checks) -> Iterator[Problem | Verdict]:
     yield from problems
     data = usable[0].data.model_dump(include=set(KIND_OF_FIELD), exclude_none=True) if usable else {}
     sources = {name: (source, KIND_OF_FIELD[name]) for name, source in data.items()}
+    sources |= {name: (source, "ranking") for name, source in (usable[0].phases if usable else {}).items()}
     yield Verdict(path, f"recipe, {_number(len(sources), 'data source')}", Counter({"": len(problems)}))
     ledgers: dict[tuple[str, str], Ledger] = {}
     trained = [pair for name, pair in sources.items() if name not in HELDOUT]

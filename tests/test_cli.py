@@ -17,7 +17,9 @@ from rlhf_kit.cli import main
 from rlhf_kit.errors import ModelError
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("run", "sft", "reward", "ppo", "validate", "export", "chat", "report", "doctor")
+COMMANDS = (
+    *("run", "sft", "reward", "ppo", "validate", "evaluate", "score", "sample", "export", "chat", "report", "doctor"),
+)
 RANKING = {
     "prompt": "Why?",
     "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}, {"text": "c", "rank": 2}],
@@ -184,7 +186,7 @@ def over(cause: BaseException) -> BaseException:
     ("error", "code", "line"),
     [
         (ModelError("owner/name: cannot be loaded"), 2, "owner/name: cannot be loaded"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from the last checkpoint"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from what is finished"),
         (
             OSError(errno.ENOSPC, "No space left on device", "runs/x"),
             2,

@@ -31,6 +31,7 @@ MADE_BY = {
         "head.safetensors",
         "manifest.json",
         "metrics.jsonl",
+        "training_data.json",
     ],
     "ppo": [
         "adapter_config.json",
@@ -110,6 +111,21 @@ def test_sft_loss_falls(out: Path) -> None:
     assert read(out / "metrics.json")["sft"]["loss_last"] == losses[-1]
 
 
+def test_the_last_checkpoints_of_sft_stay_where_the_recipe_says_so(recipe: Recipe, tmp_path: Path) -> None:
+    kept = changed(recipe, "sft", keep_checkpoints=2, save_steps=12).model_copy(update={"output_dir": str(tmp_path)})
+    run_step(kept, "sft")
+    found = sorted(path for path in (tmp_path / "sft" / "checkpoints").rglob("*") if path.is_file())
+    assert {path.name for path in found} == {"adapter_config.json", "adapter_model.safetensors"}
+    weights = [load_file(path) for path in found if path.suffix == ".safetensors"]
+    assert len(weights) == 2 and {path.relative_to(tmp_path).parts[2] for path in found} == {
+        "checkpoint-36",
+        "checkpoint-48",
+    }
+    last = load_file(tmp_path / "sft" / "adapter_model.safetensors")
+    assert all(torch.equal(value, weights[1][name]) for name, value in last.items())
+    assert any(not torch.equal(value, weights[0][name]) for name, value in last.items())
+
+
 def test_reward_model_beats_chance_and_length_on_held_out_prompts(out: Path) -> None:
     reward = read(out / "metrics.json")["reward"]
     assert reward["heldout_prompts"] >= 8
@@ -172,8 +188,8 @@ def test_adapter_loads_in_plain_peft_and_changes_the_base(recipe: Recipe, out: P
 
 def test_reward_head_has_its_normalisation(out: Path) -> None:
     head = load_file(out / "reward" / "head.safetensors")
-    assert set(head) == {"linear.weight", "linear.bias", "mean", "std"}
-    assert head["std"] > 0 and head["std"] != 1
+    assert set(head) == {"linear.weight", "linear.bias", "weights", "spread", "mean", "std"}
+    assert head["spread"] > 0 and head["spread"] != 1 and head["mean"] != 0
     assert not torch.equal(head["linear.weight"], load_file(out / "ppo/value/head.safetensors")["linear.weight"])
 
 

@@ -9,7 +9,7 @@ import pytest
 from datafiles import ANSWER, USER, ranking, transcript, write
 
 from rlhf_kit.errors import DataError, Problem
-from rlhf_kit.files import check, guess_kind, load, load_fields, sha256_of
+from rlhf_kit.files import check, guess_kind, is_heldout, kind_of_field, load, load_fields, sha256_of
 from rlhf_kit.formats.catalogue import format_named
 from rlhf_kit.guessing import guess
 from rlhf_kit.records import Text
@@ -130,6 +130,71 @@ def test_the_fields_of_a_recipe_share_no_held_out_prompt():
     write("train.jsonl", {"prompt": "a"}, {"prompt": ""})
     with pytest.raises(DataError, match=r"train\.jsonl:2: prompt: empty"):
         load_fields(sources)
+
+
+def test_phases_and_ratings_are_trained_on_too():
+    write("big.jsonl", ranking(1, 2, prompt="a"), ranking(2, 1, prompt="b"))
+    write("own.jsonl", ranking(1, 2, prompt="c"))
+    write("rated.jsonl", *({"prompt": prompt, "response": "x", "thumb": True} for prompt in "de"))
+    write("held.jsonl", ranking(1, 2, prompt="e"), ranking(1, 2, prompt=[{"role": "user", "content": "b"}]))
+    sources = {
+        "rankings": "own.jsonl",
+        "ratings": "rated.jsonl",
+        "rankings_heldout": "held.jsonl",
+        "reward.phases.0.rankings": "big.jsonl",
+        "reward.phases.1.rankings": "own.jsonl",
+    }
+    with pytest.raises(DataError) as caught:
+        load_fields(sources)
+    assert str(caught.value).splitlines() == [
+        "held.jsonl:1: prompt: this held-out prompt is trained on in rated.jsonl:2 (data.ratings); "
+        "take one of the two out",
+        "held.jsonl:2: prompt: this held-out prompt is trained on in big.jsonl:2 (reward.phases.0.rankings); "
+        "take one of the two out",
+    ]
+    write("held.jsonl", ranking(1, 2, prompt="f"))
+    found = load_fields(sources)
+    assert [[record.prompt for record in records] for records in found.values()] == [
+        ["c"],
+        ["d", "e"],
+        ["f"],
+        ["a", "b"],
+        ["c"],
+    ]
+    found["rankings"].clear()  # nobody else's list
+    assert len(found["reward.phases.1.rankings"]) == 1
+
+
+def test_a_source_that_several_fields_name_is_read_and_told_about_once():
+    write("own.jsonl", ranking(1, 0, prompt="c"))
+    sources = {"rankings": "own.jsonl", "reward.phases.0.rankings": "own.jsonl", "rankings_heldout": "own.jsonl"}
+    with pytest.raises(DataError) as caught:
+        load_fields(sources)
+    assert [problem.code for problem in caught.value.problems] == ["bad-rank"]
+    write("own.jsonl", ranking(1, 2, prompt="c"))
+    with pytest.raises(DataError) as caught:  # once more, though two fields train on it
+        load_fields(sources)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("own.jsonl:1: prompt: this held-out prompt is trained on in own.jsonl:1 (data.rankings)")
+
+
+def test_the_kind_of_a_field_is_told_by_its_last_name():
+    assert {name: kind_of_field(name) for name in ("ratings", "rankings_heldout", "reward.phases.10.rankings")} == {
+        "ratings": "rating",
+        "rankings_heldout": "ranking",
+        "reward.phases.10.rankings": "ranking",
+    }
+    assert [is_heldout(name) for name in ("prompts_heldout", "a.rankings_heldout", "a.rankings", "ratings")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_weight_and_margin_are_numbers_in_a_csv_file_too():
+    write("rows.csv", b'prompt,chosen,rejected,weight,margin\nWhy?,Because.,No.,2,0.5\nWho?,I.,You.,,\n')
+    assert [(record.weight, record.margin) for record in load("rows.csv", "ranking")] == [(2.0, 0.5), (None, None)]
 
 
 # ---- what a file is taken for ----

@@ -648,6 +648,18 @@ def test_in_preference_rows_chosen_is_preferred_with_and_without_a_prompt() -> N
     assert [turn.content for turn in record(trl.FORMAT, "prompt", IMPLICIT).prompt] == ["2+2?"]
 
 
+def test_the_margin_of_a_pair_is_the_rankings_and_no_demonstrations() -> None:
+    for row in (PAIR, IMPLICIT):
+        made = record(trl.FORMAT, "ranking", {**row, "margin": 2, "weight": 0.5})
+        assert (made.margin, made.weight) == (2.0, 0.5) and made.meta.keys() <= {"extra"}
+        assert findings(trl.FORMAT, "ranking", {**row, "margin": -1.0}) == {("bad-value", "margin")}
+        assert findings(trl.FORMAT, "ranking", {**row, "margin": "2"}) == {("wrong-type", "margin")}
+        assert findings(trl.FORMAT, "ranking", {**row, "margin": float("nan")}) == {("not-a-number", "margin")}
+        kept = record(trl.FORMAT, "demonstration", {**row, "margin": -2}).meta
+        assert kept["margin"] == -2
+        assert record(trl.FORMAT, "prompt", {**row, "margin": -2}).meta["margin"] == -2
+
+
 def test_label_true_is_a_thumb_up_and_false_a_thumb_down() -> None:
     good = {"prompt": [user("2+2?")], "completion": [answer("4")], "label": True, "id": "x", "extra": 1}
     bad = {"prompt": "2+2?", "completion": "5", "label": False}

@@ -30,8 +30,8 @@ SCHEMAS = {
         ranking(1, 2, 2, id="r1", labeler="anna"),
         {"prompt": [SYSTEM, USER], "responses": ["x: y", "é"], "ranks": [2, 1],
          "meta": {"a": [1.5, None, {"b": "\u2028"}]}},
-        {"prompt": "a", "chosen": "b", "rejected": "c", "extra": 1},
-        ranking(3, 1, 1, 2, prompt="天空为什么是蓝色的？"),
+        {"prompt": "a", "chosen": "b", "rejected": "c", "extra": 1, "margin": 0.5},
+        ranking(3, 1, 1, 2, prompt="天空为什么是蓝色的？", weight=2.5),
     ],
     "demonstration": [
         {"prompt": "a", "completion": "b", "kind": "plain", "origin": "user"},

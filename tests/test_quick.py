@@ -89,7 +89,8 @@ rated = st.fixed_dictionaries(
 )
 ROWS = {
     "ranking": st.fixed_dictionaries(
-        {"prompt": prompts, "responses": st.lists(responses, min_size=2, max_size=4)}, optional=common
+        {"prompt": prompts, "responses": st.lists(responses, min_size=2, max_size=4)},
+        optional={**common, "weight": st.none() | st.floats(0.001, 10), "margin": st.none() | st.floats(0, 10)},
     ),
     "demonstration": st.fixed_dictionaries({"prompt": prompts, "completion": words}, optional=common | asked),
     "prompt": st.fixed_dictionaries({"prompt": prompts}, optional=common | asked),

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from tiny_recipe import write_recipe
 
-from rlhf_kit import cli
+from rlhf_kit import Recipe, cli, load
 
 ROOT = Path(__file__).parents[1]
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,8 +30,7 @@ def commands(text: str) -> list[str]:
 
 
 def the_recipe() -> dict[str, object]:
-    (block,) = blocks(ENGLISH, "yaml")
-    return yaml.safe_load(block)
+    return yaml.safe_load(blocks(ENGLISH, "yaml")[0])
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +45,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     example = json.loads(blocks(ENGLISH, "json")[0])
     rankings = (directory / "rankings.jsonl").read_text() + json.dumps(example) + "\n"
     (directory / mine["rankings"]).write_text(rankings)
+    others = (directory / "rankings.jsonl").read_text().replace('"prompt": "', '"prompt": "weather story ')
+    (directory / "my_heldout_rankings.jsonl").write_text(others)
     said = "\n\nHuman: What is {0} plus {0}?\n\nAssistant: {1}"
     pairs = [{"chosen": said.format(n, 2 * n), "rejected": said.format(n, "No idea.")} for n in range(30)]
     pairs[7]["chosen"] = "\n\nHuman: What?\n\nAssistant: It."
@@ -78,7 +79,8 @@ def test_the_kits_own_commands_run_in_order(
     monkeypatch.setattr(sys, "stdin", io.StringIO("small green river\n"))
     mine = [shlex.split(c)[1:] for c in commands(ENGLISH) if c.startswith("rlhf-kit")]
     of_data = {"validate", "convert", "stats", "curate"}
-    assert {argv[0] for argv in mine} == of_data | {"run", "chat", "export", "report", "doctor"}
+    of_rewards = {"evaluate", "score", "sample"}
+    assert {argv[0] for argv in mine} == of_data | of_rewards | {"run", "chat", "export", "report", "doctor"}
     said = ""
     for argv in mine:
         assert cli.main(argv) == 0, (argv, capsys.readouterr().err[-2000:])
@@ -91,8 +93,14 @@ def test_the_kits_own_commands_run_in_order(
     assert (desk / "runs/mine/report.html").is_file() and (desk / "runs/other/ppo/manifest.json").is_file()
     assert json.loads((desk / "runs/other/ppo/manifest.json").read_text())["recipe"]["ppo"]["kl_coef"] == 0.1
 
-    (snippet,) = blocks(ENGLISH, "python")
+    assert load(str(desk / "best_of_4.jsonl"), "demonstration") and (desk / "my-reward-model" / "README.md").is_file()
+    quality = json.loads((desk / "reward-quality" / "reward_quality.json").read_text())
+    assert quality and (desk / "reward-quality" / "reward_quality.html").is_file()
+
+    scoring, snippet = blocks(ENGLISH, "python")
     namespace: dict[str, object] = {}
+    exec(scoring, namespace)
+    assert namespace["scores"].shape == (2,)
     exec(snippet.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(desk / "model")), namespace)
     assert namespace["tokenizer"].eos_token == "<|im_end|>"
 
@@ -107,9 +115,15 @@ def test_the_mistake_it_shows_is_reported_as_it_shows_it(
     assert shown is not None and shown.group(1) in capsys.readouterr().err
 
 
+def test_the_settings_of_the_reward_model_are_settings() -> None:
+    settings = yaml.safe_load(blocks(ENGLISH, "yaml")[1])
+    recipe = Recipe.model_validate({**the_recipe(), **settings})
+    assert recipe.reward.model_dump(include=set(settings["reward"])) == settings["reward"]
+
+
 def test_the_chinese_page_has_the_same_commands_and_examples() -> None:
     assert commands(CHINESE) == commands(ENGLISH)
-    assert [yaml.safe_load(b) for b in blocks(CHINESE, "yaml")] == [the_recipe()]
+    assert [yaml.safe_load(b) for b in blocks(CHINESE, "yaml")] == [yaml.safe_load(b) for b in blocks(ENGLISH, "yaml")]
     assert blocks(CHINESE, "python") == blocks(ENGLISH, "python")
     assert [json.loads(b).keys() for b in blocks(CHINESE, "json")] == [
         json.loads(b).keys() for b in blocks(ENGLISH, "json")

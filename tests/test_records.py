@@ -69,6 +69,21 @@ def test_what_was_said_about_a_response_is_kept():
     assert (record.user_id, record.category, record.labeler, record.id) == ("u1", "open_qa", "anna", "7")
 
 
+def test_a_ranking_tells_what_it_counts_and_by_how_much_scores_should_differ():
+    for row in (ranking(1, 2), {"prompt": "a", "responses": ["b", "c"], "ranks": [1, 2]}):
+        record = parse({**row, "weight": 2, "margin": 0}, "ranking")
+        assert (record.weight, record.margin, record.meta) == (2.0, 0.0, {})
+        assert parse(row, "ranking").weight is parse(row, "ranking").margin is None
+        assert said({**row, "weight": 0, "margin": -1}) == [
+            "weight: must be greater than 0, not 0",
+            "margin: must be at least 0, not -1",
+        ]
+        assert said({**row, "weight": float("inf"), "margin": "1"}) == [
+            "weight: must be a finite number, not Infinity",
+            'margin: must be a number, not "1"; write it without quotes',
+        ]
+
+
 def test_a_prompt_tells_where_it_comes_from():
     where_from = {"kind": "few_shot", "origin": "user", "user_id": "u1", "category": "chat", "labeler": "anna"}
     for kind, answer in (("prompt", {}), ("demonstration", {"completion": "b"})):
@@ -77,7 +92,8 @@ def test_a_prompt_tells_where_it_comes_from():
 
 
 def test_the_records_are_exported_lazily():
-    assert set(records.__all__) - {"SCHEMAS", "Conversation", "ParallelRanking", "Record"} <= set(rlhf_kit.__all__)
+    inner = {"SCHEMAS", "Conversation", "ParallelRanking", "Record", "prompt_name"}
+    assert set(records.__all__) - inner <= set(rlhf_kit.__all__)
     for name in rlhf_kit.__all__:
         if name in records.__all__:
             assert getattr(rlhf_kit, name) is getattr(records, name)
@@ -253,6 +269,15 @@ def test_the_chosen_response_is_the_best(row):
     assert record.pairs == ((0, 1),)
     assert record.meta == {"score_chosen": 9.5}
     assert record.labeler == "anna"
+
+
+def test_the_margin_and_the_weight_of_a_pair_are_its_rankings():
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "score": 1}
+    record = parse({**row, "margin": 3, "weight": 0.5}, "ranking")
+    assert (record.margin, record.weight, record.meta) == (3.0, 0.5, {"score": 1})
+    assert parse({**row, "margin": None}, "ranking").margin is None
+    assert said({**row, "margin": -0.5}) == ["margin: must be at least 0, not -0.5"]
+    assert said({**row, "weight": "x"}) == ['weight: must be a number, not "x"']
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,20 @@ def test_phases_come_first_and_are_not_repeated(
     assert again["loss_last"] == found["loss_last"]
 
 
+def test_what_is_to_a_held_out_prompt_is_learned_from_nowhere(recipe: Recipe, tmp_path: Path) -> None:
+    """The split is drawn from data.rankings; the same prompts may stand in a phase and among the ratings."""
+    rankings = files.load(str(recipe.data.rankings), "ranking")
+    ratings = [
+        parse({"prompt": r.prompt, "response": "cat cat cat", "score": n % 3, "scale": [0, 2]}, "rating", "here")
+        for n, r in enumerate(rankings)
+    ]
+    phased = changed(recipe, phases=[{"rankings": "public.jsonl"}], num_train_epochs=0.2)
+    found = train(phased, tmp_path, rankings, phases=[rankings], ratings=ratings)
+    assert found["heldout_prompts"] == 10
+    assert found["phase_0"]["prompts"] == found["ratings"] == 38
+    assert len(json.loads((tmp_path / "training_data.json").read_text())["prompts"]) == 38
+
+
 def test_axes_are_learned_each_by_its_own_output(recipe: Recipe, tmp_path: Path) -> None:
     """Cats make an answer helpful, dogs make it harmless; the ranks themselves say nothing."""
     rng = random.Random(0)
@@ -190,7 +204,7 @@ def test_labeler_folds_train_models_that_never_saw_a_labeler(recipe: Recipe, tmp
     if folds["labeler 3"]["heldout_labelers"]["pairs"]:
         assert folds["labeler 3"]["heldout_labelers"]["accuracy"] < 0.3
     honest = [f["heldout_labelers"]["accuracy"] for n, f in folds.items() if n != "labeler 3"]
-    assert all(a > 0.6 for a in honest if not math.isnan(a))
+    assert all(a > 0.6 for a in honest if a is not None)
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "folds"))  # the folds left no trace
     again = train(changed(recipe, learning_rate=2e-3, labeler_folds=4), tmp_path / "folds", records)
     assert again["labeler_folds"] == found["labeler_folds"]

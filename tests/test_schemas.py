@@ -121,6 +121,20 @@ def rows_for_the_schemas():
         yield "ranking", {"prompt": "a", "responses": [*two, {"text": "z", "rank": 2, **marks}]}, right
     yield "ranking", {**lists, "ranks": [2, 1], "labeler": "x"}, True
     yield "ranking", {**lists, "ranks": [2]}, False
+    for counts, right in (
+        ({"weight": 1}, True),
+        ({"weight": 0.25, "margin": 0}, True),
+        ({"weight": None, "margin": None}, True),
+        ({"margin": 1.5}, True),
+        ({"weight": 0}, False),
+        ({"weight": -1}, False),
+        ({"weight": "2"}, False),
+        ({"weight": True}, False),
+        ({"margin": -0.5}, False),
+        ({"margin": [1]}, False),
+    ):
+        yield "ranking", {"prompt": "a", "responses": two, **counts}, right
+        yield "ranking", {**lists, "ranks": [2, 1], **counts}, right
     yield "ranking", lists, False
     yield "ranking", {"prompt": "a", "responses": two, "ranks": [1, 2]}, False
     yield "rating", {**rated, "score": -1.5}, True
@@ -188,9 +202,10 @@ RESPONSE = st.builds(
     ),
 )
 SIDE_BY_SIDE = st.lists(st.tuples(TEXT, RANK), min_size=2, max_size=4).map(lambda both: tuple(zip(*both, strict=True)))
+COUNTED = {"weight": st.floats(0.1, 9) | st.integers(1, 9), "margin": st.floats(0, 9) | st.integers(0, 9)}
 PARALLEL = st.builds(
     lambda row, lists: row | {"responses": list(lists[0]), "ranks": list(lists[1])},
-    row_of({"prompt": PROMPT}),
+    row_of({"prompt": PROMPT}, **COUNTED),
     SIDE_BY_SIDE,
 )
 SCALED = row_of({"prompt": PROMPT, "response": TEXT, "score": SCORE}, scale=st.just([-9, 9.0]), axis=TEXT, source=TEXT)
@@ -202,12 +217,28 @@ WEIGHTED = st.builds(
 )
 ROWS = {
     "demonstration": row_of({"prompt": PROMPT, "completion": TEXT}, **PLACE),
-    "ranking": row_of({"prompt": PROMPT, "responses": st.lists(RESPONSE, min_size=2, max_size=4)}) | PARALLEL,
+    "ranking": row_of({"prompt": PROMPT, "responses": st.lists(RESPONSE, min_size=2, max_size=4)}, **COUNTED)
+    | PARALLEL,
     "prompt": row_of({"prompt": PROMPT}, **PLACE),
     "rating": SCALED | THUMBED,
     "text": WEIGHTED,
 }
-KEYS = ("labler", "rank", "ranks", "score", "thumb", "text", "prompt", "kind", "flags", "", "role", "content", "weight")
+KEYS = (
+    "labler",
+    "rank",
+    "ranks",
+    "score",
+    "thumb",
+    "text",
+    "prompt",
+    "kind",
+    "flags",
+    "",
+    "role",
+    "content",
+    "weight",
+    "margin",
+)
 JUNK = st.one_of(
     st.sampled_from(
         [None, True, False, 0, -1, 1, 2.0, 1.5, 8, 64, 1e300, "", " ", "\u3000", "\x1c", "\x85", "1", "plain", "user"]

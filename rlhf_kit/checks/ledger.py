@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import Problem
-from ..records import Conversation, Demonstration, Ranking, Rating, Record, Text
+from ..records import Demonstration, Ranking, Rating, Record, Text, prompt_name
 from ..row import Row
 from .bias import WinCounter, Wins
 from .labelers import Opinions
@@ -62,7 +62,7 @@ class Ledger:
             texts, ranks = [response.text for response in responses], [response.rank for response in responses]
             answers, opinion = zip(*sorted(zip(texts, ranks, strict=True)), strict=True)
             prompt = record.prompt
-            content = hash((prompt if type(prompt) is str else _name_of(prompt), answers))
+            content = hash((prompt if type(prompt) is str else prompt_name(prompt), answers))
             self.opinions.add(record.labeler, opinion)
             self.wins.add(texts, ranks, sided)
         else:
@@ -134,15 +134,19 @@ class Ledger:
         yield from _bias(self.wins.longer, where, "longer", "shorter", "length-bias")
         yield from _bias(self.wins.first, where, "first", "last", "position-bias")
 
-    def leaks_from(self, training: Ledger) -> Iterator[Problem]:
-        """The rows of this (held-out) source whose prompt also stands in `training`; both kept their prompts."""
+    def leaks_from(self, training: Ledger, field: str = "") -> Iterator[Problem]:
+        """The rows of this (held-out) source whose prompt also stands in `training`; both kept their prompts.
+
+        Args:
+            field: of the recipe, that names `training`; told with each finding.
+        """
         import numpy as np
 
         known, mine = np.frombuffer(training._prompts, np.int64), np.frombuffer(self._prompts, np.int64)
         prompts, firsts = np.unique(known, return_index=True)
         places = np.searchsorted(prompts, mine)
         for index in np.flatnonzero(np.isin(mine, known)):
-            other = training._where(int(firsts[places[index]]))
+            other = training._where(int(firsts[places[index]])) + (f" ({field})" if field else "")
             reason = f"this held-out prompt is trained on in {other}; take one of the two out"
             yield Problem(self._where(int(index)), "prompt", reason, "leak")
 
@@ -183,18 +187,9 @@ def _groups(hashes: array[int], skip: int | None = None) -> Iterable[list[int]]:
     return groups.values()
 
 
-def _name_of(prompt: Conversation) -> Hashable:
-    """The same for a text and for a conversation of that one user turn: the model reads the same tokens."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return prompt[0].content
-    return tuple((turn.role, turn.content) for turn in prompt)
-
-
 def prompt_of(record: Record) -> Hashable:
     """What two records share that ask the same; a text is its own prompt."""
-    return record.text if isinstance(record, Text) else _name_of(record.prompt)
+    return record.text if isinstance(record, Text) else prompt_name(record.prompt)
 
 
 def content_of(record: Record) -> Hashable:

@@ -30,7 +30,7 @@ def content_key(record: Record) -> bytes:
 
     Rankings and ratings are opinions: another labeler's is another one, and so is another order or another score of
     the same answers. The order in which answers stand does not matter, nor which numbers say the order of ranks.
-    `id`, `user_id`, `source`, `category`, `kind`, `origin`, `weight` and `meta` are no content.
+    `id`, `user_id`, `source`, `category`, `kind`, `origin`, `weight`, `margin` and `meta` are no content.
     """
     if isinstance(record, Ranking):
         return digest((prompt_of(record), record.labeler, sorted(_answers(record))))

@@ -1,13 +1,15 @@
 """The row types of Hugging Face's TRL, each with texts or with messages.
 
-* preference, `prompt`, `chosen`, `rejected`, or without `prompt` where both sides are whole conversations: a ranking;
+* preference, `prompt`, `chosen`, `rejected`, or without `prompt` where both sides are whole conversations: a ranking,
+  with its `margin` where there is one;
 * unpaired preference, `prompt`, `completion`, `label`: a rating, where label true is a thumb up;
 * prompt-completion, and language modelling with `messages`: a demonstration;
 * prompt-only: a prompt.
 
 A demonstration is also what was chosen, and what has label true; a completion with label false is none. Every type has
 a prompt. Preference rows of plain texts without `prompt` are rejected: where the prompt ends could only be guessed.
-Stepwise rows judge steps, not answers, and have no place here. All columns that TRL does not know go into `meta`.
+Stepwise rows judge steps, not answers, and have no place here. All columns that TRL does not know go into `meta`, but
+for a `weight` of the ranking, which is the kit's own.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..shapes import Shaped, ShapeError, adapted, with_meta
+from ..shapes import OF_PAIRS, Shaped, ShapeError, adapted, with_meta
 from .base import Format, Outcome, Unusable
 from .transcripts import is_transcript, last_answer
 
@@ -60,7 +62,7 @@ def _rankings(row: dict[str, Any]) -> Iterator[Outcome]:
         yield Unusable("left-out", "", "has no 'chosen' and 'rejected'; it is no comparison")
         return
     try:
-        yield _pair(row)
+        yield _pair(row, *OF_PAIRS)
     except ShapeError as error:
         yield Unusable(error.code, error.field, error.reason)
 
@@ -118,8 +120,9 @@ def _prompts(row: dict[str, Any]) -> Iterator[Outcome]:
         yield Unusable("missing", "prompt", "missing; there is no prompt in this row")
 
 
-def _pair(row: dict[str, Any]) -> Shaped:
-    names = ("prompt", "chosen", "rejected")
+def _pair(row: dict[str, Any], *fields: str) -> Shaped:
+    """The row as a ranking; `fields` are read beside its answers, all others are kept in `meta`."""
+    names = ("prompt", "chosen", "rejected", *fields)
     return adapted(_only(row, *names, used=("messages",)), "ranking")
 
 

@@ -11,7 +11,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -79,7 +79,8 @@ def train(
     )
     if not heldout:
         rankings, heldout = split_by_prompt(rankings, section.heldout_fraction, recipe.seed)
-    ratings = _not_held_out(ratings, heldout)
+    ratings = _not_held_out(ratings, heldout, "data.ratings")
+    phases = [_not_held_out(records, heldout, f"reward.phases.{n}.rankings") for n, records in enumerate(phases)]
     rated = rated_items(encoder, ratings)
     items = _items(encoder, opinions.merge(rankings, section.labelers), section, "data.rankings", rated)
     encoder.report("reward")
@@ -111,12 +112,15 @@ def train(
     return metrics
 
 
-def _not_held_out(ratings: Sequence[Rating], heldout: Sequence[Ranking]) -> list[Rating]:
-    """The ratings of prompts that are not held out of the rankings."""
+Judged = TypeVar("Judged", Ranking, Rating)
+
+
+def _not_held_out(records: Sequence[Judged], heldout: Sequence[Ranking], what: str) -> list[Judged]:
+    """Those to prompts that are not held out: a file of held-out rankings is checked for leaks, a part is not."""
     names = {seen.prompt_key(record.prompt) for record in heldout}
-    kept = [record for record in ratings if seen.prompt_key(record.prompt) not in names]
-    if len(kept) < len(ratings):
-        log.info("reward: %d ratings of held-out prompts are not learned from", len(ratings) - len(kept))
+    kept = [record for record in records if seen.prompt_key(record.prompt) not in names]
+    if len(kept) < len(records):
+        log.info("reward: %d of %s are to held-out prompts and not learned from", len(records) - len(kept), what)
     return kept
 
 

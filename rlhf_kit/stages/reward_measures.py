@@ -29,13 +29,10 @@ def measure(backbone: Backbone, encoder: Encoder, heldout: Sequence[Ranking], re
     interval = bootstrap_mean(
         per_prompt, resamples=evaluate.bootstrap, confidence=evaluate.confidence, seed=recipe.seed
     )
-    group = torch.tensor([g for g, item in enumerate(items) for _ in item.responses])
-    rank = torch.tensor([r for item in items for r in item.ranks])
     return {
         "heldout_prompts": len(items),
         "heldout_pairs": sum(len(record.pairs) for record in heldout),
-        # On the scale that was trained, before the scores were normalised: there a difference is a log-odds.
-        "heldout_loss": float(ranking_loss(said @ backbone.heads[REWARD].combine.cpu(), group, rank)),
+        "heldout_loss": _loss(items, said, backbone.heads[REWARD].axes),
         "heldout_pair_accuracy": pooled_pair_accuracy(scores, ranks),
         "heldout_accuracy_by_prompt": interval.as_dict(),
         "baseline_accuracy": baselines(items, ranks, heldout),
@@ -44,11 +41,23 @@ def measure(backbone: Backbone, encoder: Encoder, heldout: Sequence[Ranking], re
     }
 
 
-def accuracy_of(backbone: Backbone, encoder: Encoder, records: Sequence[Ranking]) -> tuple[float, int]:
-    """Pair accuracy on some rankings, and their number of pairs; NaN and 0 where there is none."""
+def _loss(items: Sequence[RankedIds], said: torch.Tensor, axes: Sequence[str]) -> float:
+    """InstructGPT's loss, the mean over the axes, on the scale that was trained: there a difference is a log-odds."""
+    group = torch.tensor([g for g, item in enumerate(items) for _ in item.responses])
+    losses = []
+    for axis, name in enumerate(axes):
+        ranks = [rank for item in items for rank in item.ranks_on(name)]
+        ranked = torch.tensor([rank is not None for rank in ranks])
+        rank = torch.tensor([rank or 0 for rank in ranks])
+        losses.append(float(ranking_loss(said[:, axis], group, rank, ranked=ranked)))
+    return sum(losses) / len(losses)
+
+
+def accuracy_of(backbone: Backbone, encoder: Encoder, records: Sequence[Ranking]) -> tuple[float | None, int]:
+    """Pair accuracy on some rankings, and their number of pairs; None and 0 where there is none."""
     pairs = sum(len(record.pairs) for record in records)
     if not pairs:
-        return float("nan"), 0
+        return None, 0
     items, flat, _ = _scored(backbone, encoder, records)
     scores = [part.tolist() for part in flat.split([len(item.responses) for item in items])]
     return pooled_pair_accuracy(scores, [item.ranks for item in items]), pairs

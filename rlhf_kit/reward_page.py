@@ -1,0 +1,149 @@
+"""A reward model's figures as a page: one HTML file without scripts and without network, for light and dark, desk and
+phone."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rlhf_kit.errors import RlhfKitError
+from rlhf_kit.reward_evaluation import Evaluation
+from rlhf_kit.reward_page_plots import plots
+from rlhf_kit.reward_page_words import RULES, figures, interval, points, reasons, sections, settings, verdict_line
+from rlhf_kit.reward_quality.figures import Accuracy
+from rlhf_kit.stats.words import number, percent, shown
+
+__all__ = ["write_page"]
+
+_MOST = 50
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def write_page(evaluation: Evaluation, path: str | Path) -> Path:
+    """Writes the page to `path` and returns it.
+
+    Raises:
+        RlhfKitError: the file cannot be written.
+    """
+    target = Path(path)
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    html = _render(_view(_without_directories(evaluation)))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(html.encode("utf-8", errors="replace"))
+        scratch.replace(target)
+    except OSError as error:
+        raise RlhfKitError(f"{target}: cannot be written: {error.strerror or error}") from None
+    finally:
+        if target.parent.is_dir():
+            scratch.unlink(missing_ok=True)
+    return target
+
+
+def _without_directories(evaluation: Evaluation) -> Evaluation:
+    """Files of an absolute path by their names: a page that is handed on need not tell of a machine's directories."""
+    whole = [one for source in evaluation.sources for one in source.name.split(", ")]
+    names = {name: Path(name).name for name in [*whole, evaluation.model] if Path(name).is_absolute()}
+
+    def short(text: str) -> str:
+        for name in sorted(names, key=len, reverse=True):
+            text = text.replace(name, names[name])
+        return text
+
+    return replace(
+        evaluation,
+        model=short(evaluation.model),
+        sources=tuple(replace(source, name=short(source.name)) for source in evaluation.sources),
+        notes=tuple(map(short, evaluation.notes)),
+    )
+
+
+def _render(view: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=PackageLoader("rlhf_kit", "templates"),
+        autoescape=True,  # of all templates: names from the data are text, never markup
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    assert environment.loader is not None
+    style = Markup(environment.loader.get_source(environment, "report.css")[0])
+    template = environment.get_template("reward.html.j2")
+    return template.render(**view, style=style, content_security_policy=_POLICY)
+
+
+def _view(evaluation: Evaluation) -> dict[str, Any]:
+    """Everything that the template shows, by name."""
+    quality = evaluation.quality
+    counts = quality.counts
+    said = reasons(quality.verdict)
+    return {
+        "title": shown(evaluation.model),
+        "measured_on": [
+            f"{number(counts.prompts)} held-out prompts",
+            f"{number(counts.strict_pairs)} pairs",
+            *(shown(source.name) for source in evaluation.sources[:3]),
+            *([f"{len(evaluation.sources) - 3} more files"] if len(evaluation.sources) > 3 else []),
+        ],
+        "word": quality.verdict.word,
+        "verdict": verdict_line(quality.verdict),
+        "reasons": [one for one in said if one.word is not None],
+        "remarks": [one for one in said if one.word is None],
+        "notes": evaluation.notes,
+        "headlines": _headlines(evaluation),
+        "plots": plots(evaluation),
+        "tables": sections(evaluation, _MOST),
+        "settings": settings(evaluation),
+        "confidence": percent(quality.confidence, 0),
+        "resamples": number(quality.resamples),
+    }
+
+
+# -------------------------------------------------------------------- the few figures at the top
+
+
+def _headlines(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Name, figure, unit, range, caption, and the places of the interval and of what it is held against, 0 to 100."""
+    quality = evaluation.quality
+    confidence = percent(quality.confidence, 0)
+    caption = "How often it puts two answers to a held-out prompt in the order that the labelers gave them."
+    found = [_of_accuracy("Right order", quality.accuracy, caption, confidence)]
+    length = quality.length
+    if length is not None:
+        rule = RULES.get(length.best_baseline, length.best_baseline)
+        best = percent(length.baselines[length.best_baseline].value)
+        ends = f"{confidence} interval {interval(length.gain, points)}" if length.gain.low is not None else ""
+        caption = f"More than the best rule that reads nothing: “{rule}” gets {best}."
+        found.append(_headline("Above the best rule", points(length.gain.value), "points", ends, caption))
+        if length.against.pairs:
+            other = "longer" if length.model_prefers == "shorter" else "shorter"
+            caption = f"Right where the labelers preferred the {other} answer, which is not what its scores lean to."
+            found.append(_of_accuracy(f"Where the {other} wins", length.against, caption, confidence))
+    if quality.calibration is not None:
+        error = quality.calibration.error
+        caption = "How far its confidence is from how often it is right, on average; 0 is best."
+        found.append(_headline("Calibration error", figures(error, 3), "", "", caption))
+    if quality.ceiling is not None:
+        caption = "How often one labeler orders two answers as another one does: what labels like these can teach."
+        found.insert(1, _of_accuracy("Labelers agree", quality.ceiling.agreement, caption, confidence))
+    return found[:4]
+
+
+def _headline(name: str, figure: str, unit: str, ends: str, caption: str) -> dict[str, Any]:
+    return {"name": name, "figure": figure, "unit": unit, "range": ends, "caption": caption, "interval": None}
+
+
+def _of_accuracy(name: str, found: Accuracy, caption: str, confidence: str) -> dict[str, Any]:
+    line = _headline(name, percent(found.value), "of the pairs", "", caption)
+    if found.estimate is None:
+        line["range"] = f"{number(found.pairs)} pairs of {number(found.prompts)} prompts: too few for an interval"
+        return line
+    line["range"] = f"{confidence} interval {interval(found)}"
+    ends = found.estimate
+    line["interval"] = {"value": 100 * ends.value, "low": 100 * ends.low, "high": 100 * ends.high}
+    return line

@@ -1,0 +1,156 @@
+"""Draws K answers to each prompt, chunk by chunk.
+
+A chunk is a few prompts with all their answers. Each has a generator of its own, seeded by the seed and the chunk's
+number, and is kept when it is done, so that what was interrupted goes on and ends with the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlhf_kit.checkpoint import read_json, write_json
+from rlhf_kit.data import Encoder
+from rlhf_kit.errors import RlhfKitError
+from rlhf_kit.models import Backbone
+from rlhf_kit.recipe import Recipe
+from rlhf_kit.records import Conversation
+from rlhf_kit.rewards import autocast
+from rlhf_kit.rollout import sample_in_batches
+
+Progress = Callable[[str, int, int], None]
+"""Is told what is being done, how many answers more are done, and how many there are in all."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A `Progress` for nobody."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: without EOS.
+        ended: whether the model ended it, or it was cut off at the limit.
+        tokens: its length, EOS included.
+        count: how often it was drawn, once the same texts are taken together.
+        score: the reward model's, once it was asked.
+    """
+
+    text: str
+    ended: bool
+    tokens: int
+    count: int = 1
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are drawn.
+
+    Attributes:
+        k: answers to a prompt.
+        temperature: 0 takes the likeliest token.
+        max_new_tokens: where an answer is cut off.
+        seed: the same seed draws the same answers.
+        batch_size: answers drawn side by side.
+    """
+
+    k: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.max_new_tokens < 1:
+            raise RlhfKitError("sample: needs at least one answer of at least one token")
+        if self.k > 1 and self.temperature == 0:
+            raise RlhfKitError(f"sample: temperature 0 would draw the same answer {self.k} times; use --k 1")
+
+    @property
+    def prompts_of_a_chunk(self) -> int:
+        """As many prompts as fill a batch."""
+        return max(1, self.batch_size // self.k)
+
+
+def settings_of(recipe: Recipe, **given: float | int | None) -> Settings:
+    """The settings given; those that are None as in the recipe's evaluation."""
+    own = {
+        "k": recipe.evaluate.samples_per_prompt,
+        "temperature": recipe.evaluate.temperature,
+        "max_new_tokens": recipe.ppo.response_length,
+        "seed": recipe.seed,
+        "batch_size": recipe.evaluate.per_device_eval_batch_size,
+    }
+    return Settings(**own | {name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def seed_of(seed: int, chunk: int) -> int:
+    """64 bits that differ for every seed and chunk."""
+    return int(np.random.SeedSequence([seed, chunk]).generate_state(1, np.uint64)[0])
+
+
+def sample_answers(
+    backbone: Backbone,
+    encoder: Encoder,
+    prompts: Sequence[Conversation],
+    settings: Settings,
+    *,
+    role: str | None = None,
+    kept: Path | None = None,
+    name: str = "answers",
+    progress: Progress = silent,
+) -> list[list[Answer]]:
+    """K answers to each prompt, in the order in which they were drawn.
+
+    Args:
+        role: the adapter that answers; None is the base.
+        kept: a directory where each chunk is kept when it is done, and taken from if it is there.
+        name: of the kept files and for `progress`.
+    """
+    ids = [encoder.prompt(prompt) for prompt in prompts]
+    answers: list[list[Answer]] = []
+    size, total = settings.prompts_of_a_chunk, len(prompts) * settings.k
+    for chunk, start in enumerate(range(0, len(ids), size)):
+        some = ids[start : start + size]
+        file = None if kept is None else kept / f"{name}.{chunk:05}.json"
+        if file is not None and file.is_file():
+            progress(name, len(some) * settings.k, total)
+        else:
+            drawn = _drawn(backbone, encoder, some, settings, chunk, role, lambda done: progress(name, done, total))
+            if file is None:
+                answers += drawn
+                continue
+            write_json(file, [[asdict(answer) for answer in row] for row in drawn])
+        answers += [[Answer(**answer) for answer in row] for row in read_json(file)]
+    return answers
+
+
+def _drawn(
+    backbone: Backbone,
+    encoder: Encoder,
+    ids: Sequence[list[int]],
+    settings: Settings,
+    chunk: int,
+    role: str | None,
+    progress: Callable[[int], None],
+) -> list[list[Answer]]:
+    with backbone.role(role), autocast(backbone):
+        responses = sample_in_batches(
+            backbone,
+            [prompt for prompt in ids for _ in range(settings.k)],
+            batch_size=settings.batch_size,
+            progress=progress,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            generator=torch.Generator().manual_seed(seed_of(settings.seed, chunk)),
+        )
+    eos = backbone.tokenizer.eos_token_id
+    flat = [Answer(encoder.text(response), response[-1] == eos, len(response)) for response in responses]
+    return [flat[at : at + settings.k] for at in range(0, len(flat), settings.k)]
