@@ -50,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except KeyboardInterrupt:
         goes_on = arguments.command in _RESUMABLE
-        return _fail(
-            "interrupted; the same command goes on from what is finished" if goes_on else "interrupted", 130
-        )
+        return _fail("interrupted; the same command goes on from what is finished" if goes_on else "interrupted", 130)
     except Exception as error:
         line = line_for(error)
         if line is None or arguments.debug:

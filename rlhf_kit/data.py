@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_kit.batches import Sequences
 from rlhf_kit.errors import DataError, Problem
 from rlhf_kit.packing import PackedRows, RankedBatch
-from rlhf_kit.records import Conversation, Demonstration, Message, Prompt, Ranking, Rating
+from rlhf_kit.records import Conversation, Demonstration, Message, Prompt, Ranking, Rating, prompt_name
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ def rated_items(encoder: Encoder, records: Sequence[Rating]) -> list[RankedIds]:
     shares = rating_shares(records)
     groups: dict[str, list[int]] = {}
     for i, record in enumerate(records):
-        groups.setdefault(_name_of(record.prompt), []).append(i)
+        groups.setdefault(str(prompt_name(record.prompt)), []).append(i)
     parts = [
         group[at : at + _MOST_RESPONSES] for group in groups.values() for at in range(0, len(group), _MOST_RESPONSES)
     ]
@@ -270,7 +270,7 @@ def split_by_prompt(records: Sequence[Ranking], fraction: float, seed: int) -> t
     Raises:
         DataError: there are too few prompts for both sides.
     """
-    prompts = sorted({_name_of(r.prompt) for r in records})
+    prompts = sorted({str(prompt_name(r.prompt)) for r in records})
     held_count = round(fraction * len(prompts))
     if held_count == 0:
         return list(records), []
@@ -280,16 +280,9 @@ def split_by_prompt(records: Sequence[Ranking], fraction: float, seed: int) -> t
         )
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed)).tolist()
     held = {prompts[i] for i in order[:held_count]}
-    names = [_name_of(r.prompt) for r in records]
+    names = [str(prompt_name(r.prompt)) for r in records]
     training = [r for r, name in zip(records, names, strict=True) if name not in held]
     return training, [r for r, name in zip(records, names, strict=True) if name in held]
-
-
-def _name_of(prompt: Conversation) -> str:
-    """The same for a text and for a conversation of that one user turn: the model reads the same tokens."""
-    if isinstance(prompt, str):
-        return prompt
-    return prompt[0].content if len(prompt) == 1 else str(prompt)
 
 
 def prompt_texts(prompts: Sequence[Prompt]) -> list[str]:

@@ -46,7 +46,13 @@ class PackedRows:
 
     @classmethod
     def collate(cls, prompts: Sequence[Ids], responses: Sequence[Sequence[Ids]], pad: int) -> PackedRows:
-        """Packs prompts, each with its responses, into rows as wide as the longest of them; no prompt is split."""
+        """Packs prompts, each with its responses, into rows as wide as the longest of them; no prompt is split.
+
+        Raises:
+            ValueError: a response has no token, so that there is nothing to read its score at.
+        """
+        if any(not response for said in responses for response in said):
+            raise ValueError("a response without a token cannot be packed; give it at least EOS")
         lengths = [len(prompt) + sum(map(len, said)) for prompt, said in zip(prompts, responses, strict=True)]
         rows = _fit(lengths)
         shape = (len(rows), max(lengths))

@@ -151,7 +151,7 @@ def _validate_recipe(path: str, checks: Checks) -> Iterator[Problem | Verdict]:
     ledgers: dict[tuple[str, str], Ledger] = {}
     trained = [pair for name, pair in sources.items() if name not in HELDOUT]
     for source, kind in dict.fromkeys([*trained, *sources.values()]):
-        known = list(ledgers.values()) if (source, kind) not in trained else []
+        known = [ledgers[pair] for pair in ledgers if pair in trained] if (source, kind) not in trained else []
         if problem := foreign(source, kind):  # a stage reads the kit's own shapes only
             yield problem
             yield Verdict(source, "not of the kit's own shape", Counter({problem.code: 1}))

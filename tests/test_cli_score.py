@@ -96,6 +96,9 @@ def test_demonstrations_and_ratings_get_one_score(run, capsys):
     assert main(["validate", "demos.scored.jsonl", "out/rated.jsonl.gz"]) == 0
     capsys.readouterr()
     again = account_of(capsys, "demos.scored.jsonl", "--reward", run)
+    Path("demos.jsonl.gz").write_bytes(gzip.compress(Path("demos.jsonl").read_bytes()))
+    account_of(capsys, "demos.jsonl.gz", "--reward", run)
+    assert rows_of("demos.scored.jsonl.gz") == [one, two]
     assert again["replaced"] == 2 and again["out"] == "demos.scored.scored.jsonl"
 
 

@@ -43,6 +43,7 @@ def make_stage(
     # What a base of the Hub may say; a copy that read its score at the wrong token would be found out.
     base.config.pad_token_id = END
     base.save_pretrained(directory / "base")
+    tokenizer.padding_side = "left"  # as many on the Hub
     tokenizer.save_pretrained(directory / "base")
     backbone = Backbone(base, tokenizer, "someone/tiny")
     backbone.add_adapter("reward", lora())
@@ -294,6 +295,8 @@ def test_the_base_is_loaded_as_it_was_in_training(tmp_path: Path, out: Path) -> 
         figures = export_reward(recipe, tmp_path / "reward", manifest, tmp_path / dtype, merged=True)
         assert figures["dtype"] == dtype
         assert str(AutoModelForSequenceClassification.from_pretrained(tmp_path / dtype).dtype) == f"torch.{dtype}"
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "float32")
+    assert_equal_scores(batch_scores(model, tmp_path / "float32"), kit_scores(tmp_path), figures["offset"])
 
 
 def export_of(recipe: Recipe, manifest: Manifest, directory: Path, dtype: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from datafiles import ANSWER, USER, ranking, transcript, write
 
+from rlhf_kit import files
 from rlhf_kit.errors import DataError, Problem
 from rlhf_kit.files import check, guess_kind, is_heldout, kind_of_field, load, load_fields, sha256_of
 from rlhf_kit.formats.catalogue import format_named
@@ -165,12 +166,16 @@ def test_phases_and_ratings_are_trained_on_too():
     assert len(found["reward.phases.1.rankings"]) == 1
 
 
-def test_a_source_that_several_fields_name_is_read_and_told_about_once():
+def test_a_source_that_several_fields_name_is_read_and_told_about_once(monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        files, "check", lambda source, *rest, **named: read.append(source) or check(source, *rest, **named)
+    )
     write("own.jsonl", ranking(1, 0, prompt="c"))
     sources = {"rankings": "own.jsonl", "reward.phases.0.rankings": "own.jsonl", "rankings_heldout": "own.jsonl"}
     with pytest.raises(DataError) as caught:
         load_fields(sources)
-    assert [problem.code for problem in caught.value.problems] == ["bad-rank"]
+    assert [problem.code for problem in caught.value.problems] == ["bad-rank"] and read == ["own.jsonl"]
     write("own.jsonl", ranking(1, 2, prompt="c"))
     with pytest.raises(DataError) as caught:  # once more, though two fields train on it
         load_fields(sources)
@@ -193,7 +198,7 @@ def test_the_kind_of_a_field_is_told_by_its_last_name():
 
 
 def test_weight_and_margin_are_numbers_in_a_csv_file_too():
-    write("rows.csv", b'prompt,chosen,rejected,weight,margin\nWhy?,Because.,No.,2,0.5\nWho?,I.,You.,,\n')
+    write("rows.csv", b"prompt,chosen,rejected,weight,margin\nWhy?,Because.,No.,2,0.5\nWho?,I.,You.,,\n")
     assert [(record.weight, record.margin) for record in load("rows.csv", "ranking")] == [(2.0, 0.5), (None, None)]
 
 

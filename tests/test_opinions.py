@@ -219,6 +219,15 @@ def test_an_answer_that_was_cut_off_is_another_answer():
     assert merge([whole, cut], "mean") == [whole, cut]
     (both,) = merge([cut, cut], "mean")
     assert {r.text: r.ended for r in both.responses} == {"a": True, "b": False}
+    said = [
+        {
+            "prompt": "Why?",
+            "responses": [{"text": "a", "rank": whole}, {"text": "a", "rank": 3 - whole, "ended": False}],
+        }
+        for whole in (2, 1, 1)
+    ]
+    (both,) = merge([parse(row, "ranking") for row in said], "mean")
+    assert [(r.ended, r.rank) for r in both.responses] == [(True, 1), (False, 2)]
 
 
 def test_the_same_text_twice_in_a_ranking_is_two_answers():

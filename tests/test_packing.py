@@ -53,6 +53,11 @@ def test_two_prompts_in_a_row_by_hand():
     assert rows.tokens == 15
 
 
+def test_a_response_without_a_token_is_refused():
+    with pytest.raises(ValueError, match="without a token"):
+        PackedRows.collate([[1, 2]], [[[3], []]], PAD)
+
+
 def test_who_sees_whom_is_a_double_loop():
     made = items()
     rows = PackedRows.collate([i.prompt for i in made], [i.responses for i in made], PAD)

@@ -285,6 +285,22 @@ def test_a_recipe_whose_data_are_clean_or_foreign(run):
     assert code == 2 and len(err) == 1 and err[0].endswith("[foreign-format]")
 
 
+def test_held_out_files_of_a_recipe_may_share_prompts_with_each_other(run):
+    write("pairs.jsonl", ranking(1, 2, prompt="b"))
+    write("held.jsonl", {"prompt": "x"})
+    write("held_pairs.jsonl", ranking(1, 2, prompt="x"))
+    write("public.jsonl", ranking(1, 2, prompt="y"))
+    recipe(rankings="pairs.jsonl", prompts_heldout="held.jsonl", rankings_heldout="held_pairs.jsonl")
+    assert run("recipe.yaml")[0] == 0
+    text = Path("recipe.yaml").read_text() + "reward:\n  phases:\n  - rankings: public.jsonl\n"
+    Path("recipe.yaml").write_text(text)
+    code, out, _ = run("recipe.yaml")
+    assert code == 0 and "public.jsonl: 1 ranking, 1 pair, 0 tied pairs" in out
+    write("public.jsonl", ranking(1, 2, prompt="x"))  # what a phase learns from may not be held out either
+    code, _, err = run("recipe.yaml")
+    assert code == 2 and {line.split(":")[0] for line in err} == {"held.jsonl", "held_pairs.jsonl"}
+
+
 # ---- sorting ----
 
 

@@ -10,16 +10,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from ..errors import Problem
 from ..records import Demonstration, Ranking, Rating, Record, Text, prompt_name
 from ..row import Row
 from .bias import WinCounter, Wins
 from .labelers import Opinions
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Ledger", "content_of", "prompt_of"]
 

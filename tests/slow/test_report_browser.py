@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from report_run import make_run
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from test_reward_page import CURVE, make, rows
+
 from rlhf_kit.report import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -121,6 +124,27 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     return write_report(make_run(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def reward_page(tmp_path_factory):
+    """The page of `evaluate reward`, whose names from the data would be markup."""
+    folder = tmp_path_factory.mktemp("reward")
+    make(folder, rows(24), curve=CURVE)
+    return folder / "page.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_the_page_of_a_reward_model(browser, reward_page, width, scheme):
+    browser.open(reward_page, width, scheme)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    asked = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
+    assert asked == [reward_page.as_uri()]
+    assert browser.run("document.querySelectorAll('script, img').length") == 0
+    assert browser.run("document.querySelectorAll('svg.plot').length") >= 5
+    paper = browser.run("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, paper[4:-1].split(","))) > 700) == (scheme == "light")
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
