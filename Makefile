@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-real check bench schemas clean
+.PHONY: help quickstart test test-slow test-real check bench bench-reward schemas clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,13 +60,26 @@ check: $(VENV)/.dev ## format, lint, types and layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.dev ## every script of benchmarks/, one after another
-	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
+bench: $(VENV)/.dev ## the scripts of benchmarks/ that need nothing else, one after another
+	@set -e; for script in $(sort $(filter-out benchmarks/bench_reward%,$(wildcard benchmarks/*.py))); do \
 		echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+# TRL in an environment of its own, so that it is measured with its own dependencies and nothing of the kit.
+PEER := .venv-trl
+$(PEER)/.made: constraints.txt
+	@rm -rf $(PEER)
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	$(PEER)/bin/python -m pip install --disable-pip-version-check -c constraints.txt 'trl==1.16.*' transformers peft accelerate
+	@touch $@
+
+K ?= 6
+bench-reward: $(VENV)/.dev $(PEER)/.made ## a reward step beside TRL's: K=6 answers a prompt, or K=all for the table
+	$(BIN)/python benchmarks/bench_reward.py --k $(K) $(ARGS)
 
 schemas: $(VENV)/.base ## write data_schemas/ anew from the records
 	$(BIN)/python -m rlhf_kit.schemas data_schemas
 
 clean: ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PEER) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -12,9 +12,7 @@ import json
 import logging
 from pathlib import Path
 
-import torch
-
-from rlhf_kit import Recipe, ScalarHead, load_backbone, run_step
+from rlhf_kit import Recipe, RewardModel, run_step
 
 HERE = Path(__file__).resolve().parent
 SMOLLM2 = {
@@ -43,16 +41,10 @@ def main() -> None:
     run = run_step(recipe, "reward")
     print(json.dumps(json.loads((run / "manifest.json").read_text(encoding="utf-8"))["metrics"], indent=2))
 
-    backbone = load_backbone(recipe.model)
-    backbone.load_adapter("reward", run)
-    backbone.add_head("reward", ScalarHead.load(run, backbone.hidden_size))
-    tokenizer, turn = backbone.eval().tokenizer, [{"role": "user", "content": "Why is the sky blue?"}]
-    prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    for answer in ("Air scatters blue light more than red light.", "Great question! Well, it depends."):
-        batch = tokenizer(prompt + answer + tokenizer.eos_token, add_special_tokens=False, return_tensors="pt")
-        with torch.no_grad(), backbone.role("reward"):
-            hidden = backbone(batch["input_ids"], batch["attention_mask"].bool())
-            print(f"{backbone.heads['reward'](hidden[0, -1]):+.2f}  {answer}")
+    answers = ["Air scatters blue light more than red light.", "Great question! Well, it depends."]
+    scores = RewardModel.from_run(run).score(["Why is the sky blue?"] * len(answers), answers)
+    for answer, score in zip(answers, scores.tolist(), strict=True):
+        print(f"{score:+.2f}  {answer}")
 
 
 if __name__ == "__main__":

@@ -192,14 +192,16 @@ def _train(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     _check_run(arguments.run)
     prepare_torch()
-    from rlhf_kit import pipeline
-
     if arguments.to == "reward":
-        print(pipeline.export_reward_run(arguments.run, arguments.out, merged=arguments.merged))
-    elif arguments.merged:
+        from rlhf_kit.pipeline import export_reward_run
+
+        print(export_reward_run(arguments.run, arguments.out, merged=arguments.merged))
+        return 0
+    if arguments.merged:
         raise ExportError("--merged is for --to reward; the policy is exported as an adapter")
-    else:
-        print(pipeline.export_run(arguments.run, arguments.out))
+    from rlhf_kit.pipeline import export_run
+
+    print(export_run(arguments.run, arguments.out))
     return 0
 
 

@@ -43,7 +43,7 @@ def make_stage(
     # What a base of the Hub may say; a copy that read its score at the wrong token would be found out.
     base.config.pad_token_id = END
     base.save_pretrained(directory / "base")
-    tokenizer.padding_side = "left"  # as many on the Hub
+    tokenizer.init_kwargs["padding_side"] = "left"  # as many on the Hub
     tokenizer.save_pretrained(directory / "base")
     backbone = Backbone(base, tokenizer, "someone/tiny")
     backbone.add_adapter("reward", lora())

@@ -125,7 +125,7 @@ def option_loss(scores, group, rank, *, ties, margin, rank_margin, smoothing, ce
             loss = -(1 - smoothing) * log_sigmoid(d) - smoothing * log_sigmoid(-d)
             terms.append(loss + centering * (s_w + s_l) ** 2)
         if terms:
-            losses.append(w * sum(terms) / len(terms))
+            losses.append(answers[0][3] * sum(terms) / len(terms))
     return sum(losses) / len(losses) if losses else 0.0
 
 

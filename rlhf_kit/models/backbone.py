@@ -215,6 +215,15 @@ class Backbone(nn.Module):
             elif isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = 0.0
 
+    def without_input_casts(self) -> None:
+        """Leaves the precision of what goes into the adapters to autocast, for good.
+
+        PEFT casts it to float32 and autocast back again: the same numbers, but the copy is kept for the backward pass
+        (138 MiB of 2.3 GiB of a reward step, measured). Without autocast, a bfloat16 base then stops with an error.
+        """
+        for layer in self._layers:
+            layer.cast_input_dtype_enabled = False
+
     def use_checkpointing(self) -> None:
         """Recompute activations in the backward pass: half the memory for about 13 % of the speed (measured)."""
         self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -31,6 +31,8 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, *args: Any, section: RewardSection | None = None, **kwargs: Any) -> None:
         self.section = section or RewardSection()
         super().__init__(*args, **kwargs)
+        if self.args.bf16:
+            self.model.without_input_casts()
 
     def compute_loss(
         self,

@@ -1,0 +1,1 @@
+"""The two sides of `bench_reward.py`, each run in a process and an environment of its own."""
