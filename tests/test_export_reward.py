@@ -43,8 +43,10 @@ def make_stage(
     # What a base of the Hub may say; a copy that read its score at the wrong token would be found out.
     base.config.pad_token_id = END
     base.save_pretrained(directory / "base")
-    tokenizer.init_kwargs["padding_side"] = "left"  # as many on the Hub
     tokenizer.save_pretrained(directory / "base")
+    settings = json.loads((directory / "base" / "tokenizer_config.json").read_text())
+    settings["padding_side"] = "left"  # as many on the Hub
+    (directory / "base" / "tokenizer_config.json").write_text(json.dumps(settings))
     backbone = Backbone(base, tokenizer, "someone/tiny")
     backbone.add_adapter("reward", lora())
     stir(backbone, "reward", 3, 0.3)
