@@ -58,7 +58,7 @@ def prepared(options: argparse.Namespace, seed: int) -> dict[str, Settings]:
         section,
         options.out / f"seed{seed}" / "data.json",
         seed=seed,
-        heldout=0.2,
+        heldout=options.heldout,
         max_prompt_length=options.max_length - options.max_length // 8,
         max_length=options.max_length,
         limit=options.limit,
@@ -197,6 +197,7 @@ def parsed() -> argparse.Namespace | None:
     training.add_argument("--trl-gradient-checkpointing", action=argparse.BooleanOptionalAction, default=False)
     training.add_argument("--attention", default="sdpa", choices=("sdpa", "eager"))
     training.add_argument("--max-length", type=int, default=512)
+    training.add_argument("--heldout", type=float, default=0.2, help="share of the prompts that nothing is trained on")
     training.add_argument("--limit", type=int, help="use the first pairs only")
     commands = parser.add_subparsers(dest="command")
     one = commands.add_parser("train", parents=[training, processes])
