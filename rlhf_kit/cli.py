@@ -20,6 +20,7 @@ from rlhf_kit.cli_corpus import add_curate, add_stats
 from rlhf_kit.cli_evaluate import add_evaluate
 from rlhf_kit.cli_sample import add_sample
 from rlhf_kit.cli_score import add_score
+from rlhf_kit.cli_shared import count, temperature
 from rlhf_kit.cli_validate import add_validate
 from rlhf_kit.errors import CheckpointError, ExportError, RlhfKitError
 from rlhf_kit.process import line_for, prepare_torch, set_up_logging
@@ -133,10 +134,10 @@ def _parser() -> argparse.ArgumentParser:
         "--policy", choices=POLICIES, nargs="+", help="who answers (default: base and all that the run has)"
     )
     chat.add_argument(
-        "--temperature", metavar="T", type=_temperature, help="0 takes the likeliest token (default: the recipe's)"
+        "--temperature", metavar="T", type=temperature, help="0 takes the likeliest token (default: the recipe's)"
     )
     chat.add_argument(
-        "--max-new-tokens", metavar="N", type=_count, default=256, help="length of an answer at most (default: 256)"
+        "--max-new-tokens", metavar="N", type=count, default=256, help="length of an answer at most (default: 256)"
     )
 
     report = command("report", _report, "draw the page of a run anew")
@@ -158,20 +159,6 @@ class _Version(argparse.Action):
             number = version("rlhf-kit")
         print(f"rlhf-kit {number}")
         parser.exit()
-
-
-def _temperature(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
 
 
 # -------------------------------------------------------------------- the commands

@@ -15,12 +15,9 @@ from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.process import prepare_torch
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from rlhf_kit.reward_evaluation import Evaluation
     from rlhf_kit.reward_material import Material
     from rlhf_kit.reward_quality import CurvePoint
-    from rlhf_kit.stats.text import Section
 
 __all__ = ["add_evaluate"]
 
@@ -129,33 +126,17 @@ def _print(found: Evaluation, style: str) -> None:
     from rich.text import Text
 
     from rlhf_kit.reward_page_words import reasons, sections, verdict_line
+    from rlhf_kit.stats.text import print_table
 
     console = Console(highlight=False, markup=False)
     for section in sections(found, 20):
-        _print_table(section, console)
+        print_table(section, console)
     verdict = found.quality.verdict
     for words in found.notes:
         console.print(Text(f"! {words}", "yellow"))
     console.print(Text(verdict_line(verdict), "bold green" if verdict.word == "ready" else "bold yellow"))
     for reason in reasons(verdict):
         console.print(Text(f"  {'-' if reason.word else '·'} {reason.text} {reason.advice}".rstrip()))
-
-
-def _print_table(section: Section, console: Console) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    console.print(Text(section.title, "bold"))  # Text, never markup: a category called [red] is no colour
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(section.columns):
-        table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
-    for row in section.rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
-    if section.note:
-        console.print(Text(section.note))
-        console.print()
 
 
 def _write(found: Evaluation, out: Path | None, html: Path | None) -> Iterator[Path]:

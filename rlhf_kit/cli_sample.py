@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_kit.cli_shared import Command
+from rlhf_kit.cli_shared import Command, count, temperature
 from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.process import prepare_torch
 
@@ -30,7 +30,7 @@ def add_sample(command: Command) -> None:
     parser.add_argument(
         "--prompts", metavar="FILE", required=True, help="prompts, or demonstrations or rankings for their prompts"
     )
-    parser.add_argument("--k", metavar="K", type=_count, help="answers to each prompt (default: the recipe's)")
+    parser.add_argument("--k", metavar="K", type=count, help="answers to each prompt (default: the recipe's)")
     parser.add_argument(
         "--policy", choices=("base", "sft", "ppo"), help="who answers (default: the last one that the run has)"
     )
@@ -48,27 +48,13 @@ def add_sample(command: Command) -> None:
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: in RUN; the account says where")
     parser.add_argument(
-        "--temperature", metavar="T", type=_temperature, help="0 takes the likeliest token (default: the recipe's)"
+        "--temperature", metavar="T", type=temperature, help="0 takes the likeliest token (default: the recipe's)"
     )
     parser.add_argument(
-        "--max-new-tokens", metavar="N", type=_count, help="length of an answer at most (default: the recipe's)"
+        "--max-new-tokens", metavar="N", type=count, help="length of an answer at most (default: the recipe's)"
     )
     parser.add_argument("--seed", metavar="N", type=_seed, help="the same one draws the same (default: the recipe's)")
     parser.add_argument("--format", dest="style", choices=("text", "json"), default="text", help="of the account")
-
-
-def _temperature(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
 
 
 def _seed(text: str) -> int:

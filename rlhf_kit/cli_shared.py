@@ -9,7 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["KINDS", "Command", "add_source_options", "data_names", "format_of", "printable", "progress_bar"]
+__all__ = [
+    "KINDS",
+    "Command",
+    "add_source_options",
+    "count",
+    "data_names",
+    "format_of",
+    "printable",
+    "progress_bar",
+    "temperature",
+]
 
 KINDS = ("demonstration", "ranking", "prompt", "rating", "text")
 Command = Callable[..., argparse.ArgumentParser]
@@ -44,6 +54,22 @@ def format_of(name: str | None) -> Any:
     from rlhf_kit.formats.catalogue import format_named
 
     return format_named(str(name))
+
+
+def temperature(text: str) -> float:
+    """A sampling temperature as it was typed, for argparse."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
+
+
+def count(text: str) -> int:
+    """A number of things as it was typed, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
 
 
 @contextmanager

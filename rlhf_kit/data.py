@@ -144,7 +144,7 @@ class Encoder:
             axes={axis: [(r.axes or {}).get(axis) for r in record.responses] for axis in names},
             weight=1.0 if record.weight is None else record.weight,
             margin=record.margin or 0.0,
-            name=_shown(record.prompt),
+            name=beginning(record.prompt),
         )
 
     def ratings(self, records: Sequence[Rating], values: Sequence[float]) -> RankedIds:
@@ -154,7 +154,7 @@ class Encoder:
         on: dict[str, list[float | None]] = {}
         for place, (record, value) in enumerate(zip(records, values, strict=True)):
             on.setdefault(record.axis or WHOLE, [None] * len(records))[place] = value
-        return RankedIds(prompt, responses, [], ratings=on, name=_shown(records[0].prompt))
+        return RankedIds(prompt, responses, [], ratings=on, name=beginning(records[0].prompt))
 
     def report(self, what: str) -> None:
         """Says what was cut, if anything was."""
@@ -293,7 +293,8 @@ def prompt_texts(prompts: Sequence[Prompt]) -> list[str]:
     ]
 
 
-def _shown(prompt: Conversation) -> str:
+def beginning(prompt: Conversation) -> str:
+    """The first words of a prompt's last turn on one line, for messages."""
     text = prompt if isinstance(prompt, str) else prompt[-1].content
     line = " ".join(text.split())
     return line if len(line) <= 60 else line[:57] + "..."

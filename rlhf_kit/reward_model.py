@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_kit import rewards
 from rlhf_kit.checkpoint import MANIFEST, read_manifest
-from rlhf_kit.data import Encoder
+from rlhf_kit.data import Encoder, beginning
 from rlhf_kit.errors import CheckpointError, DataError, RlhfKitError
 from rlhf_kit.models import Backbone, load_backbone
 from rlhf_kit.models.heads import HEAD_FILE
@@ -163,7 +163,7 @@ class RewardModel:
             first = int((~finite).nonzero()[0])
             raise RlhfKitError(
                 f"{self.name}: the score of response {first + 1} of {len(scores)} is {float(scores[first])}, to the "
-                f"prompt {_beginning(conversations[first])!r} ({int((~finite).sum())} such in all); the model is "
+                f"prompt {beginning(conversations[first])!r} ({int((~finite).sum())} such in all); the model is "
                 "damaged, or its numbers leave the range of its precision"
             )
         return scores
@@ -173,8 +173,7 @@ class _Trained:
     """Base, adapter and head of a run."""
 
     def __init__(self, backbone: Backbone, recipe: Recipe) -> None:
-        context: int | None = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
-        longest = min(recipe.reward.max_length, context or recipe.reward.max_length)
+        longest = min(recipe.reward.max_length, backbone.context_length)
         self.backbone, self.tokenizer = backbone, backbone.tokenizer
         self.encoder = Encoder(backbone.tokenizer, max_prompt_length=recipe.data.max_prompt_length, max_length=longest)
         self.pairs = PairEncoder(self.encoder)
@@ -212,8 +211,3 @@ def _conversations(prompts: Sequence[Any]) -> list[Conversation]:
     if problems:
         raise DataError(problems)
     return found
-
-
-def _beginning(prompt: Conversation) -> str:
-    line = " ".join((prompt if isinstance(prompt, str) else prompt[-1].content).split())
-    return line if len(line) <= 60 else line[:57] + "..."

@@ -152,6 +152,12 @@ class Backbone(nn.Module):
         """Where the base is."""
         return self.base.device
 
+    @property
+    def context_length(self) -> int:
+        """The most tokens that the base takes."""
+        found: int = getattr(self.config.get_text_config(), "max_position_embeddings", None) or 2**31
+        return found
+
     def train_only(self, *names: str, adapters: bool = True) -> None:
         """Adapters and heads of these names learn from now on; all else is frozen, whichever adapter is active.
 

@@ -15,11 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rlhf_kit.data import WHOLE
 from rlhf_kit.errors import CheckpointError
 
 HEAD_FILE = "head.safetensors"
-WHOLE = "overall"
-"""The axis of a response's rank as a whole."""
 
 
 class ScalarHead(nn.Module):

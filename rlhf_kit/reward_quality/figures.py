@@ -7,12 +7,12 @@ interval (None): resampling a handful of prompts makes one that is far too narro
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..measures import Estimate
 from ..records import Ranking
+from ..stats.figures import plain
 
 __all__ = [
     "Accuracy",
@@ -305,15 +305,5 @@ class Quality:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as dicts, lists, texts and numbers; never NaN, which JSON does not have."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        found: dict[str, Any] = plain(self)
+        return found

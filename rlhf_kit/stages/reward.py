@@ -27,7 +27,7 @@ from rlhf_kit.records import Demonstration, Ranking, Rating
 from rlhf_kit.rewards import REWARD, can_pack, outputs, save
 from rlhf_kit.stages.arguments import build, fit, refuse_many_processes
 from rlhf_kit.stages.reward_measures import accuracy_of, measure
-from rlhf_kit.stages.reward_start import context_length, start
+from rlhf_kit.stages.reward_start import start
 from rlhf_kit.stages.reward_trainer import RewardTrainer
 
 __all__ = ["RewardTrainer", "normalise", "train"]
@@ -75,7 +75,7 @@ def train(
     encoder = Encoder(
         backbone.tokenizer,
         max_prompt_length=recipe.data.max_prompt_length,
-        max_length=min(section.max_length, context_length(backbone)),
+        max_length=min(section.max_length, backbone.context_length),
     )
     if not heldout:
         rankings, heldout = split_by_prompt(rankings, section.heldout_fraction, recipe.seed)

@@ -75,10 +75,3 @@ def _go_on_from(head: ScalarHead, before: ScalarHead) -> None:
     if len(kept) < len(head.axes):
         new = [axis for axis in head.axes if axis not in kept]
         log.info("reward: outputs that the run in reward.init does not have begin anew: %s", ", ".join(new))
-
-
-def context_length(backbone: Backbone) -> int:
-    """The most tokens that the base takes."""
-    text = backbone.config.get_text_config()
-    found: int = getattr(text, "max_position_embeddings", None) or 2**31
-    return found

@@ -24,6 +24,7 @@ __all__ = [
     "Statistics",
     "TextSource",
     "Truncation",
+    "plain",
 ]
 
 
@@ -271,15 +272,16 @@ class Statistics:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as dicts, lists, texts and numbers; never NaN, which JSON does not have."""
-        plain: dict[str, Any] = _plain(self)
-        return plain
+        found: dict[str, Any] = plain(self)
+        return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A tree of dataclasses as JSON has it: numbers that are not finite are null."""
     if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

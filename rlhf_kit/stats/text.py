@@ -11,7 +11,7 @@ from .words import bounds, findings, number, percent, share, shown, span
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Section", "render", "sections"]
+__all__ = ["Section", "print_table", "render", "sections"]
 
 _MOST = 20
 
@@ -26,24 +26,30 @@ class Section:
 
 def render(statistics: Statistics, console: Console) -> None:
     """Prints all that there is, a table each; what the files do not have is left out."""
+    from rich.text import Text
+
+    for section in sections(statistics, _MOST):
+        print_table(section, console)
+    for words in findings(statistics):
+        console.print(Text(f"! {words}", "yellow"))
+
+
+def print_table(section: Section, console: Console) -> None:
+    """Prints one table with its title and its note."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    for section in sections(statistics, _MOST):
-        # Text, never markup: a category called [red] is no colour.
-        console.print(Text(section.title, "bold"))
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for index, column in enumerate(section.columns):
-            table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
-        for row in section.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
-        if section.note:
-            console.print(Text(section.note))
-            console.print()
-    for words in findings(statistics):
-        console.print(Text(f"! {words}", "yellow"))
+    console.print(Text(section.title, "bold"))  # Text, never markup: a category called [red] is no colour
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(section.columns):
+        table.add_column(Text(column), justify="right" if index else "left", overflow="fold")
+    for row in section.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    if section.note:
+        console.print(Text(section.note))
+        console.print()
 
 
 def sections(statistics: Statistics, most: int) -> list[Section]:
