@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from rlhf_kit.files import load
     from rlhf_kit.models import Backbone, ScalarHead, load_backbone
     from rlhf_kit.pipeline import export_run, run, run_step
+    from rlhf_kit.ppo.config import PPOConfig
+    from rlhf_kit.ppo.trainer import PPOTrainer
     from rlhf_kit.recipe import Recipe, load_recipe
     from rlhf_kit.records import Demonstration, Flags, Message, Prompt, Ranking, Rating, Response, Text
     from rlhf_kit.reward_model import RewardModel
-    from rlhf_kit.stages.ppo import PPOTrainer
     from rlhf_kit.stages.reward import RewardTrainer
 
 __version__ = "0.1.0"
@@ -27,10 +28,11 @@ _HOME = {
     "files": ("load",),
     "models": ("Backbone", "ScalarHead", "load_backbone"),
     "pipeline": ("export_run", "run", "run_step"),
+    "ppo.config": ("PPOConfig",),
+    "ppo.trainer": ("PPOTrainer",),
     "recipe": ("Recipe", "load_recipe"),
     "records": ("Demonstration", "Flags", "Message", "Prompt", "Ranking", "Rating", "Response", "Text"),
     "reward_model": ("RewardModel",),
-    "stages.ppo": ("PPOTrainer",),
     "stages.reward": ("RewardTrainer",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -44,6 +46,7 @@ __all__ = [
     "Flags",
     "Message",
     "ModelError",
+    "PPOConfig",
     "PPOTrainer",
     "Prompt",
     "Ranking",

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"
 METRICS = "metrics.jsonl"
+CHECKSUMS = "checksums.json"
 CHECKPOINTS = "checkpoints"
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _PACKAGES = ("rlhf_kit", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "deepspeed")
@@ -153,12 +154,32 @@ def open_work(run: Path, inputs: dict[str, Any]) -> Path:
     return work
 
 
+def seal(directory: Path) -> None:
+    """Writes the hashes of all files of a checkpoint into it and flushes them to the disk; nothing may change after."""
+    hashes = {}
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        hashes[str(path.relative_to(directory))] = sha256_of(str(path))
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    write_json(directory / CHECKSUMS, hashes)
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether a checkpoint is all there: by its hashes where it is sealed, else by what the Trainer writes last."""
+    try:
+        if not (directory / CHECKSUMS).is_file():
+            read_json(directory / "trainer_state.json")
+            return True
+        hashes = read_json(directory / CHECKSUMS)
+    except CheckpointError:
+        return False
+    return all((directory / n).is_file() and sha256_of(str(directory / n)) == h for n, h in hashes.items())
+
+
 def last_checkpoint(work: Path) -> Path | None:
     """The newest whole checkpoint of an interrupted stage; one that was cut off while it was written does not count."""
     for path in reversed(checkpoints(work)):
-        try:
-            read_json(path / "trainer_state.json")  # the Trainer writes it last
-        except CheckpointError:
+        if not is_whole(path):
             log.warning("%s is damaged; the one before it is used", path)
             shutil.rmtree(path)
             continue
@@ -187,7 +208,12 @@ def finish(work: Path, run: Path, manifest: Manifest, keep_checkpoints: int = 0)
 
 def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints of a stage by their steps, the oldest first."""
-    return sorted((directory / CHECKPOINTS).glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    return by_step(directory / CHECKPOINTS)
+
+
+def by_step(folder: Path) -> list[Path]:
+    """The checkpoints that the Trainer has left in a folder, the oldest first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
 def _prune(directory: Path, keep: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rlhf_kit.measures import Estimate, bootstrap_mean, explain_gain, pooled_pai
 from rlhf_kit.models import Backbone, load_backbone
 from rlhf_kit.recipe import Recipe
 from rlhf_kit.records import Prompt, Ranking
+from rlhf_kit.reward_model import RewardModel
 from rlhf_kit.rollout import sample_in_batches
 from rlhf_kit.user_code import load_function
 
@@ -70,7 +72,10 @@ def answer_and_judge(
     backbone = load_backbone(recipe.model).to(PartialState().device)
     for name, run in adapters.items():
         backbone.load_adapter(name, run)
-    if reward is not None:
+    judge = None
+    if reward is not None and recipe.reward.model is not None:  # on a base of its own
+        judge = RewardModel.from_run(reward)
+    elif reward is not None:
         rewards.load(backbone, reward)
     encoder = Encoder(backbone.tokenizer, max_prompt_length=recipe.data.max_prompt_length)
     ids = [encoder.prompt(p.prompt) for p in prompts]
@@ -79,7 +84,7 @@ def answer_and_judge(
     for name in ("base", *adapters):
         kept = work / f"answers.{name}.json"
         if not kept.is_file():
-            said = _answers(backbone, recipe, encoder, ids, prompt_texts(prompts), name, rubric)
+            said = _answers(backbone, recipe, encoder, ids, prompts, name, rubric, judge)
             write_json(kept, [[asdict(a) for a in row] for row in said])
         answers[name] = [[Answer(**a) for a in row] for row in read_json(kept)]
     return answers
@@ -90,11 +95,13 @@ def _answers(
     recipe: Recipe,
     encoder: Encoder,
     ids: list[list[int]],
-    texts: list[str],
+    prompts: Sequence[Prompt],
     name: str,
     rubric: Rubric | None,
+    judge: RewardModel | None,
 ) -> list[list[Answer]]:
-    k = recipe.evaluate.samples_per_prompt
+    k, texts = recipe.evaluate.samples_per_prompt, prompt_texts(prompts)
+    eos = backbone.tokenizer.eos_token_id
     repeated = [prompt for prompt in ids for _ in range(k)]
     generator = torch.Generator().manual_seed(recipe.seed)
     with Progress(transient=True) as progress:
@@ -110,15 +117,17 @@ def _answers(
                 temperature=recipe.evaluate.temperature,
                 generator=generator,
             )
+        spoken = [encoder.text(response) for response in responses]
+        advance = partial(progress.advance, task)
         scores: list[float] | None = None
-        if rewards.REWARD in backbone.heads:
-            scores = rewards.score(
-                backbone, repeated, responses, progress=lambda done: progress.advance(task, done)
-            ).tolist()
-    spoken = [encoder.text(response) for response in responses]
+        if judge is not None:
+            asked = [prompt.prompt for prompt in prompts for _ in range(k)]
+            ended = [response[-1] == eos for response in responses]
+            scores = judge.score(asked, spoken, ended=ended, progress=advance).tolist()
+        elif rewards.REWARD in backbone.heads:
+            scores = rewards.score(backbone, repeated, responses, progress=advance).tolist()
     marks = list(rubric(prompts=[t for t in texts for _ in range(k)], completions=spoken)) if rubric else None
     divergences = kl_to_reference(backbone, repeated, responses, recipe) if name == "ppo" else None
-    eos = backbone.tokenizer.eos_token_id
     flat = [
         Answer(
             text,

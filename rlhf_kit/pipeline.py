@@ -31,7 +31,8 @@ from rlhf_kit.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
-STAGES = ("sft", "reward", "ppo")
+REWARD = "reward"
+STAGES = ("sft", REWARD, "ppo")
 STEPS = (*STAGES, "export", "evaluation")
 
 
@@ -57,6 +58,15 @@ _STEPS = {
     "export": Step((), ("ppo",), ("export",)),
     "evaluation": Step(("prompts_heldout", "rankings"), ("sft", "reward", "ppo"), ("evaluate",)),
 }
+
+
+def _data(recipe: Recipe, name: str) -> tuple[str, ...]:
+    """The `data` fields that a step reads; what PPO reads beside its prompts depends on its settings."""
+    fields = _STEPS[name].data
+    if name == "ppo":
+        fields += ("prompts_heldout",) if recipe.ppo.eval_steps else ()
+        fields += (recipe.ppo.ptx_data,) if recipe.ppo.ptx_coef else ()
+    return fields
 
 
 def planned(recipe: Recipe) -> list[str]:
@@ -120,7 +130,7 @@ def load_data(recipe: Recipe, steps: list[str]) -> dict[str, list[Any]]:
     Raises:
         DataError: every bad line of every file, and held-out prompts that are trained on.
     """
-    wanted = dict.fromkeys(field for name in steps for field in _STEPS[name].data)
+    wanted = dict.fromkeys(field for name in steps for field in _data(recipe, name))
     sources = {field: source for field in wanted if (source := getattr(recipe.data, field)) is not None}
     if "reward" in steps:
         sources |= recipe.phases
@@ -183,14 +193,16 @@ def _parents(recipe: Recipe, name: str) -> dict[str, Path]:
                 )
             found[parent] = out / parent
         elif parent == "reward" and name == "ppo":
-            raise RecipeError(
-                [Problem("recipe", "data.rankings", "missing; PPO needs a reward model, and that needs ranked answers")]
-            )
+            words = "missing; PPO needs a reward model, and that needs ranked answers (or name other ppo.reward_funcs)"
+            raise RecipeError([Problem("recipe", "data.rankings", words)])
     return found
 
 
 def _needs(recipe: Recipe, name: str) -> tuple[str, ...]:
-    """The steps that a step starts from; a reward model that starts from elsewhere does not need SFT."""
+    """The steps that a step starts from; a reward model that starts from elsewhere does not need SFT, and PPO with
+    other rewards than the reward stage does not need that."""
+    if name == "ppo" and REWARD not in recipe.ppo.reward_funcs:
+        return ("sft",)
     if name == "reward" and (recipe.reward.init != "sft" or recipe.reward.model is not None):
         return ()
     return _STEPS[name].needs
@@ -203,12 +215,15 @@ def _inputs(recipe: Recipe, name: str, parents: dict[str, Path]) -> dict[str, An
     model = used.model_dump()
     if used.chat_template is not None:
         model["chat_template"] = files.sha256_of(used.chat_template)
-    sources = {field: getattr(recipe.data, field) for field in step.data}
+    sources = {field: getattr(recipe.data, field) for field in _data(recipe, name)}
     settings = {section: getattr(recipe, section).model_dump() for section in step.settings}
     if name == "evaluation":
         file, _, function = (recipe.data.rubric or "").rpartition(":")
         sources["rubric"] = file or None
         settings |= {"rubric": function, "response_length": recipe.ppo.response_length}
+    if name == "ppo":
+        others = [source for source in recipe.ppo.reward_funcs if source != REWARD]
+        sources |= {f"reward_funcs.{n}": _file_of(source) for n, source in enumerate(others)}
     if name == "reward":
         sources |= recipe.phases
         settings["init"] = _hash(recipe.reward.init) if recipe.reward.init not in ("sft", "base") else None
@@ -226,6 +241,11 @@ def _inputs(recipe: Recipe, name: str, parents: dict[str, Path]) -> dict[str, An
 def _hash(source: str) -> str:
     """Of a file's or directory's bytes; a Hub id or module stands for itself."""
     return files.sha256_of(source) if Path(source).exists() else source
+
+
+def _file_of(source: str) -> str:
+    """The file of `path.py:function`; a module, a directory or a Hub id as it is."""
+    return source.rpartition(":")[0] if Path(source.rpartition(":")[0]).is_file() else source
 
 
 def _manifest(
@@ -275,7 +295,12 @@ def _reward(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Pa
 def _ppo(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:
     from rlhf_kit.stages import ppo
 
-    return ppo.train(recipe, records["prompts"], parents.get("sft"), parents["reward"], work)
+    data = ppo.PpoData(
+        records["prompts"],
+        heldout=records["prompts_heldout"] if recipe.ppo.eval_steps else (),
+        text=records[recipe.ppo.ptx_data] if recipe.ppo.ptx_coef else (),
+    )
+    return ppo.train(recipe, data, parents.get("sft"), parents.get("reward"), work)
 
 
 def _export(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from .errors import Problem, RecipeError
 from .reasons import field_of, findings, reason_of
+from .recipe_ppo import PpoSection
 from .recipe_sections import (
     DataSection,
     EvaluateSection,
@@ -21,7 +22,6 @@ from .recipe_sections import (
     LoraSection,
     ModelSection,
     Name,
-    PpoSection,
     RewardPhase,
     RewardSection,
     Section,
@@ -167,6 +167,9 @@ def _with_paths(recipe: Recipe, document: Document) -> Recipe:
         }
         sections[section] = old.model_copy(update=found)
     sections["reward"] = _with_reward_paths(recipe.reward, document.path.parent)
+    folder = document.path.parent
+    beside = [s if s == "reward" else _beside(s, folder) for s in recipe.ppo.reward_funcs]
+    sections["ppo"] = recipe.ppo.model_copy(update={"reward_funcs": beside})
     return recipe.model_copy(update=sections)
 
 

@@ -21,7 +21,6 @@ __all__ = [
     "LoraSection",
     "ModelSection",
     "Name",
-    "PpoSection",
     "RewardPhase",
     "RewardSection",
     "Section",
@@ -33,9 +32,9 @@ Schedule = Literal[
 ]
 """transformers' schedules that need no arguments of their own."""
 
-_TRAINER = "Further arguments of the trainer behind this stage, checked against its own argument class."
-_CHECKPOINTING = "Computes activations again in the backward pass: less memory, about a third more time."
-_SCHEDULE = "How the learning rate changes over the stage."
+TRAINER = "Further arguments of the trainer behind this stage, checked against its own argument class."
+CHECKPOINTING = "Computes activations again in the backward pass: less memory, about a third more time."
+SCHEDULE = "How the learning rate changes over the stage."
 _ACCUMULATION = "Batches whose gradients are added up before an optimiser step."
 _SAVE = "Optimiser steps between two checkpoints from which an interrupted run goes on."
 _SOURCE = " A file (.jsonl, .json, .csv, .tsv, these also .gz, or .parquet), a `datasets` directory, or a Hub id."
@@ -151,15 +150,15 @@ class SftSection(Section):
     num_train_epochs: float = Field(default=2.0, gt=0, description="How often the demonstrations are seen.")
     per_device_train_batch_size: int = Field(default=8, ge=1, description="Demonstrations in one batch of a device.")
     gradient_accumulation_steps: int = Field(default=1, ge=1, description=_ACCUMULATION)
-    lr_scheduler_type: Schedule = Field(default="cosine", description=_SCHEDULE)
+    lr_scheduler_type: Schedule = Field(default="cosine", description=SCHEDULE)
     warmup_steps: int = Field(default=0, ge=0, description="Optimiser steps until the learning rate is at its highest.")
     max_length: int = Field(default=1024, ge=2, description="Tokens of prompt and completion together.")
     save_steps: int = Field(default=50, ge=1, description=_SAVE)
     keep_checkpoints: int = Field(
         default=0, ge=0, description="How many of the last checkpoints stay, for `sample --checkpoints` to choose from."
     )
-    gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
-    trainer: dict[str, Any] = Field(default_factory=dict, description=_TRAINER)
+    gradient_checkpointing: bool = Field(default=False, description=CHECKPOINTING)
+    trainer: dict[str, Any] = Field(default_factory=dict, description=TRAINER)
 
 
 class RewardPhase(Section):
@@ -234,13 +233,13 @@ class RewardSection(Section):
         default=4, ge=1, description="Prompts, each with all its answers, in one batch."
     )
     gradient_accumulation_steps: int = Field(default=1, ge=1, description=_ACCUMULATION)
-    lr_scheduler_type: Schedule = Field(default="cosine", description=_SCHEDULE)
+    lr_scheduler_type: Schedule = Field(default="cosine", description=SCHEDULE)
     warmup_steps: int = Field(default=0, ge=0, description="Optimiser steps until the learning rate is at its highest.")
     max_length: int = Field(default=1024, ge=2, description="Tokens of prompt and one response together.")
     heldout_fraction: float = Field(default=0.2, ge=0, le=0.9, description="Share of the prompts kept out of training.")
     save_steps: int = Field(default=50, ge=1, description=_SAVE)
-    gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
-    trainer: dict[str, Any] = Field(default_factory=dict, description=_TRAINER)
+    gradient_checkpointing: bool = Field(default=False, description=CHECKPOINTING)
+    trainer: dict[str, Any] = Field(default_factory=dict, description=TRAINER)
 
     @field_validator("axes")
     @classmethod
@@ -254,54 +253,6 @@ class RewardSection(Section):
     def _check_folds(cls, value: int) -> int:
         if value == 1:
             raise PydanticCustomError("folds", "must be 0 (none) or at least 2: one part is left out of each")
-        return value
-
-
-class PpoSection(Section):
-    """Proximal policy optimisation against the reward model."""
-
-    total_episodes: int = Field(default=256, ge=1, description="Answers sampled in all.")
-    batch_size: int = Field(default=16, ge=1, description="Answers sampled for one update.")
-    mini_batch_size: int = Field(default=8, ge=1, validate_default=True, description="Answers in one optimiser step.")
-    per_device_train_batch_size: int = Field(default=8, ge=1, description="Sequences in one forward pass of a device.")
-    num_ppo_epochs: int = Field(default=1, ge=1, description="How often an update goes through its answers.")
-    learning_rate: float = Field(default=1e-4, gt=0, le=1, description="Of the policy, at its highest.")
-    value_learning_rate: float | None = Field(
-        default=None, gt=0, le=1, description="Of the value model, if not the same."
-    )
-    warmup_steps: int = Field(default=2, ge=0, description="Updates until the learning rate is at its highest.")
-    lr_scheduler_type: Schedule = Field(default="constant_with_warmup", description=_SCHEDULE)
-    kl_coef: float = Field(default=0.05, ge=0, description="What a nat of divergence from the reference costs.")
-    kl_estimator: Literal["k1", "k2", "k3"] = Field(default="k1", description="The estimator of that divergence.")
-    cliprange: float = Field(default=0.2, gt=0, le=1, description="How far a probability ratio counts from 1.")
-    cliprange_value: float = Field(default=0.2, gt=0, description="How far a value counts from its old one.")
-    vf_coef: float = Field(default=0.1, ge=0, description="The weight of the value loss.")
-    gamma: float = Field(default=1.0, ge=0, le=1, description="The discount a token.")
-    lam: float = Field(default=0.95, ge=0, le=1, description="Lambda of the generalised advantage estimation.")
-    whiten_rewards: bool = Field(
-        default=False, description="Divides the rewards of a batch by their standard deviation."
-    )
-    missing_eos_penalty: float | None = Field(
-        default=1.0, ge=0, description="Taken off the score of an answer without end."
-    )
-    response_length: int = Field(default=64, ge=1, description="The most tokens of an answer.")
-    temperature: float = Field(default=1.0, gt=0, description="Of sampling, and of every log-probability in training.")
-    value_head_init: Literal["reward", "zero"] = Field(default="zero", description="What the value head starts from.")
-    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam's decay of the mean gradient.")
-    adam_beta2: float = Field(default=0.95, ge=0, lt=1, description="Adam's decay of the mean squared gradient.")
-    adam_epsilon: float = Field(default=1e-5, gt=0, description="Adam's guard against division by zero.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="Longer gradients are cut to this length.")
-    save_updates: int = Field(default=4, ge=1, description="Updates between two checkpoints from which a run goes on.")
-    gradient_checkpointing: bool = Field(default=False, description=_CHECKPOINTING)
-    trainer: dict[str, Any] = Field(default_factory=dict, description=_TRAINER)
-
-    @field_validator("batch_size", "mini_batch_size")
-    @classmethod
-    def _check_batches(cls, value: int, info: ValidationInfo) -> int:
-        larger = "total_episodes" if info.field_name == "batch_size" else "batch_size"
-        if value > info.data.get(larger, value):
-            context = {"larger": larger, "limit": info.data[larger], "value": value}
-            raise PydanticCustomError("batches", "must be at most {larger} ({limit}), not {value}", context)
         return value
 
 

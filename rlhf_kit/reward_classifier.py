@@ -181,13 +181,24 @@ class Classifier:
         else:
             pairs = zip(*self.pairs(prompts, responses, ended), strict=True)
             features = [{"input_ids": prompt + response} for prompt, response in pairs]
+        scores = self._scores(features, progress)
+        return scores if self.offset is None else scores + self.offset
+
+    def score_texts(self, texts: Sequence[str]) -> Tensor:
+        """(N,) float32 on the CPU: the scores of whole texts as they are, without a template or further special
+        tokens, as TRL's trainers give them to reward models; one that is too long loses its beginning."""
+        longest = self.conversations.longest
+        encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        return self._scores([{"input_ids": ids[-longest:]} for ids in encoded], lambda done: None)
+
+    def _scores(self, features: Sequence[Features], progress: Callable[[int], None]) -> Tensor:
         scores = torch.empty(len(features), dtype=torch.float32)
         order = sorted(range(len(features)), key=lambda i: len(features[i]["input_ids"]))
         for start in range(0, len(order), _BATCH_SIZE):
             rows = order[start : start + _BATCH_SIZE]
             scores[rows] = self._logits([features[i] for i in rows])
             progress(len(rows))
-        return scores if self.offset is None else scores + self.offset
+        return scores
 
     @torch.no_grad()
     def _logits(self, features: Sequence[Features]) -> Tensor:

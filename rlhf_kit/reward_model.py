@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_kit import rewards
 from rlhf_kit.checkpoint import MANIFEST, read_manifest
@@ -110,6 +111,26 @@ class RewardModel:
         """
         place = torch.device(device or PartialState().device)
         return cls(name, load_classifier(name, revision, dtype, place, trust_remote_code))
+
+    @classmethod
+    def of(cls, model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> RewardModel:
+        """A sequence classification model with one label that is in memory already."""
+        return cls(name, Classifier(model, tokenizer, name, None))
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether it scores any text and not answers to prompts only: so do models that this kit has not made."""
+        return isinstance(self._scorer, Classifier) and self._scorer.offset is None
+
+    def score_texts(self, texts: Sequence[str]) -> Tensor:
+        """(N,) float32 on the CPU: the scores of whole texts as they are, where the model `takes_texts`.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if not self.takes_texts or not isinstance(self._scorer, Classifier):
+            raise ValueError(f"{self.name} scores responses to prompts; call score")
+        return self._scorer.score_texts(texts)
 
     @property
     def shortened_prompts(self) -> int:

@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from rlhf_kit.models import Backbone
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ends a response.
+
+    Attributes:
+        tokens: ids, each of which ends a response and is its last token.
+        texts: that end it as soon as they stand in it; they stay in it.
+        least: tokens that a response has at least.
+        most: tokens that it has at most.
+    """
+
+    tokens: tuple[int, ...]
+    most: int
+    texts: tuple[str, ...] = ()
+    least: int = 0
+
+    def ended(self, response: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Whether a response ended by itself, and was not cut at the most tokens."""
+        if response[-1] in self.tokens:
+            return True
+        if not self.texts:
+            return False
+        # A token holds at least one byte; the last one may bring some that belong to the next character.
+        window = max(len(text.encode()) for text in self.texts) + 4
+        tail = str(tokenizer.decode(list(response[-window:])))
+        return any(text in tail for text in self.texts)
 
 
 @torch.no_grad()
@@ -17,63 +47,97 @@ def sample(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    min_new_tokens: int = 0,
     temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    stop: Sequence[str] = (),
+    stop_token_ids: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     on_token: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """One response to each prompt under the active role, EOS included where the model gave it.
 
-    A row that has ended leaves the batch, so that mixed lengths cost what they are worth. Tokens are drawn from the
-    whole
-    softmax in float32: PPO needs samples of the policy itself, and what top-k or top-p would cut changes the policy.
+    A row that has ended leaves the batch, so that mixed lengths cost what they are worth, and a prompt that comes
+    several times is read once. By default tokens are drawn from the whole softmax in float32: PPO needs samples of the
+    policy itself, and what top-k, top-p or a least length cut off changes the policy.
 
     Args:
         backbone: whoever plays (`with backbone.role(...)`).
         prompts: token ids; any lengths.
+        min_new_tokens: no response ends before.
         temperature: 0 takes the likeliest token.
+        top_k: draws from the likeliest tokens only; 0 is all.
+        top_p: draws from the likeliest tokens that make up this share; 1 is all.
+        stop: texts that end a response.
+        stop_token_ids: tokens that end a response; EOS where they are left out.
         on_token: called with the token of the first prompt as soon as it is drawn (for chat).
     """
-    tokenizer, device = backbone.tokenizer, backbone.device
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), tokenizer.pad_token_id, dtype=torch.long)
-    mask = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, width - len(prompt) :] = 1
-    ids, mask = ids.to(device), mask.to(device)
+    tokens = (backbone.tokenizer.eos_token_id,) if stop_token_ids is None else tuple(stop_token_ids)
+    ending = Ending(tokens, max_new_tokens, tuple(stop), min_new_tokens)
     was_training = backbone.training
     backbone.eval()
     try:
-        return _decode(backbone, ids, mask, max_new_tokens, temperature, generator, on_token)
+        return _decode(backbone, prompts, ending, Drawing(temperature, top_k, top_p, generator), on_token)
     finally:
         backbone.train(was_training)
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How a token is drawn from logits; see `sample`."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    generator: torch.Generator | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """One token a row (B,) from logits (B, V)."""
+        if self.temperature != 0 and (self.top_k or self.top_p < 1):
+            logits = logits.float() / self.temperature
+            if self.top_k:
+                logits = TopKLogitsWarper(self.top_k)(None, logits)
+            if self.top_p < 1:
+                logits = TopPLogitsWarper(self.top_p)(None, logits)
+            return draw(logits, 1.0, self.generator)
+        return draw(logits, self.temperature, self.generator)
+
+
 def _decode(
     backbone: Backbone,
-    ids: Tensor,
-    mask: Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    generator: torch.Generator | None,
+    prompts: Sequence[Sequence[int]],
+    ending: Ending,
+    drawing: Drawing,
     on_token: Callable[[int], None] | None,
 ) -> list[list[int]]:
-    eos = backbone.tokenizer.eos_token_id
+    tokenizer, device = backbone.tokenizer, backbone.device
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    place = {prompt: row for row, prompt in enumerate(distinct)}
+    copies = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
+    ids, mask = _left_padded(distinct, tokenizer.pad_token_id, device)
     cache = DynamicCache(config=backbone.config)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    alive = torch.arange(ids.size(0), device=ids.device)
-    responses: list[list[int]] = [[] for _ in range(ids.size(0))]
-    for step in range(max_new_tokens):
+    alive = torch.arange(len(prompts), device=device)
+    responses: list[list[int]] = [[] for _ in prompts]
+    for step in range(ending.most):
         hidden = backbone.decoder(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state[:, -1]
-        token = draw(backbone.next_token_logits(hidden), temperature, generator)
+        if step == 0 and len(distinct) < len(prompts):  # from here on each copy goes its own way
+            cache.batch_select_indices(copies)
+            hidden, mask, positions = hidden[copies], mask[copies], positions[copies]
+        logits = backbone.next_token_logits(hidden)
+        if step < ending.least - 1 and ending.tokens:
+            logits[:, list(ending.tokens)] = -torch.inf
+        token = drawing(logits)
         for row, value in zip(alive.tolist(), token.tolist(), strict=True):
             responses[row].append(value)
         if on_token is not None and alive[0] == 0:
             on_token(int(token[0]))
-        going_on = (token != eos).nonzero().squeeze(1)
-        if going_on.numel() == 0 or step + 1 == max_new_tokens:
+        done = [step + 1 >= ending.least and ending.ended(responses[row], tokenizer) for row in alive.tolist()]
+        going_on = torch.tensor([i for i, over in enumerate(done) if not over], dtype=torch.long, device=device)
+        if going_on.numel() == 0 or step + 1 == ending.most:
             break
         if going_on.numel() < token.numel():
             cache.batch_select_indices(going_on)
@@ -82,6 +146,16 @@ def _decode(
         mask = torch.cat([mask, mask.new_ones(mask.size(0), 1)], dim=1)
         positions = positions[:, -1:] + 1
     return responses
+
+
+def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(prompts), width), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:

@@ -16,6 +16,7 @@ from rlhf_kit.examination import Examined, examine
 from rlhf_kit.files import HELDOUT, KIND_OF_FIELD
 from rlhf_kit.guessing import Guess, foreign, joined_by, kind_of_joined
 from rlhf_kit.process import prepare_torch
+from rlhf_kit.recipe_ppo import mistakes
 
 if TYPE_CHECKING:
     from rlhf_kit.formats.base import Format
@@ -50,25 +51,34 @@ def _packaged_recipes() -> dict[str, Path]:
 
 
 def check_recipe(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """What only shows outside the recipe or between its sections: files that are not there, a reward model that PPO
-    cannot use, and wrong `trainer` arguments."""
+    """What only shows outside the recipe or between its sections: files that are not there, settings of
+    PPO that need others, and wrong `trainer` arguments."""
     rubric, colon, _ = (recipe.data.rubric or "").rpartition(":")
     if colon and rubric.endswith(".py") and not Path(rubric).is_file():
         yield "data.rubric", f"no such file: {rubric}"
     for section, model in (("model", recipe.model), ("reward.model", recipe.reward.model)):
         if model and model.chat_template and not Path(model.chat_template).is_file():
             yield f"{section}.chat_template", f"no such file: {model.chat_template}"
-    if recipe.reward.model is not None and (recipe.data.prompts or recipe.data.prompts_heldout):
-        yield (
-            "reward.model",
-            "PPO and the comparison of policies need a reward model on the policy's own base; leave this out, or "
-            "data.prompts and data.prompts_heldout",
-        )
+    yield from _check_ppo(recipe)
     if any(section.trainer for section in (recipe.sft, recipe.reward, recipe.ppo)):  # else torch is not needed
         prepare_torch()
         from rlhf_kit.pipeline import check
 
         yield from check(recipe)
+
+
+def _check_ppo(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    ppo, data = recipe.ppo, recipe.data
+    for name, reason in mistakes(ppo):
+        yield f"ppo.{name}", reason
+    for number, source in enumerate(ppo.reward_funcs):
+        path, colon, _ = source.rpartition(":")
+        if colon and path.endswith(".py") and not Path(path).is_file():
+            yield f"ppo.reward_funcs.{number}", f"no such file: {path}"
+    if ppo.ptx_coef and getattr(data, ppo.ptx_data) is None:
+        yield "ppo.ptx_coef", f"needs data.{ppo.ptx_data}, or ppo.ptx_data for other text"
+    if ppo.eval_steps and data.prompts_heldout is None:
+        yield "ppo.eval_steps", "needs data.prompts_heldout"
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ ppo:
         ("lora: {layers_to_transform: [0, -1]}", "lora.layers_to_transform.1: must be at least 0, not -1"),
         ("ppo: {kl_estimator: k4}", "ppo.kl_estimator: must be 'k1', 'k2' or 'k3', not \"k4\""),
         ("ppo: {mini_batch_size: 32}", "ppo.mini_batch_size: must be at most batch_size (16), not 32"),
-        ("ppo: {batch_size: 4}", "ppo.mini_batch_size: must be at most batch_size (4), not 8"),
+        ("ppo: {batch_size: 4, mini_batch_size: 8}", "ppo.mini_batch_size: must be at most batch_size (4), not 8"),
         ("reward: {heldout_fraction: 0.95}", "reward.heldout_fraction: must be at most 0.9, not 0.95"),
         ("data: {rubric: judge}", "data.rubric: must look like path.py:function or module:function"),
         ("data: {text: ''}", "data.text: empty; a text is needed"),
@@ -320,7 +320,7 @@ def test_the_findings_of_a_check_stand_in_the_same_list():
     ],
 )
 def test_a_check_is_made_whatever_else_is_wrong(broken):
-    lines = said(f"ppo: {{batch_size: 4, trainer: {{foo: 1}}}}\n{broken}\n", check=trainer_check)
+    lines = said(f"ppo: {{batch_size: 4, mini_batch_size: 8, trainer: {{foo: 1}}}}\n{broken}\n", check=trainer_check)
     assert "recipe.yaml:1: ppo.trainer.foo: unknown" in lines
     assert "recipe.yaml:1: ppo.mini_batch_size: must be at most batch_size (4), not 8" in lines
     assert len(lines) > 2

@@ -58,7 +58,7 @@ def write_recipe(directory: Path, **changes: dict[str, Any]) -> Path:
             "num_ppo_epochs": 2,
             "response_length": 8,
             "warmup_steps": 1,
-            "save_updates": 2,
+            "save_steps": 2,
         },
         "output_dir": str(directory / "run"),
     }

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_kit.errors import CheckpointError, ModelError
 from rlhf_kit.models.heads import ScalarHead
+from rlhf_kit.models.lora_linear import fuse
 from rlhf_kit.rl import token_log_probs
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -59,6 +60,15 @@ class Backbone(nn.Module):
         self._layers: list[BaseTunerLayer] = []
         self._parameters_of: dict[str, list[nn.Parameter]] = {}
         self.eval()
+
+    @classmethod
+    def from_peft(cls, model: PeftModel, tokenizer: PreTrainedTokenizerBase, base_id: str) -> Backbone:
+        """A model that PEFT has wrapped already, with the adapters that it has."""
+        backbone = cls(model.get_base_model(), tokenizer, base_id)
+        backbone._peft = model
+        backbone._index()
+        backbone._select(None)
+        return backbone
 
     # ---------------------------------------------------------------- adapters and heads
 
@@ -173,6 +183,16 @@ class Backbone(nn.Module):
         self._adapters_learn = adapters
         self._set_flags()
 
+    def train_base(self) -> None:
+        """The base itself learns from now on: full fine-tuning.
+
+        Raises:
+            ModelError: it has adapters; they learn, and the base that they share is frozen.
+        """
+        if self._peft is not None:
+            raise ModelError("a base with adapters stays frozen; train the adapters, or a model without any")
+        self.base.requires_grad_(True)
+
     @contextlib.contextmanager
     def role(self, name: str | None) -> Iterator[None]:
         """The model as `name` plays it; None is the raw base. Must enclose the backward pass as well as the forward
@@ -199,6 +219,8 @@ class Backbone(nn.Module):
 
     def _index(self) -> None:
         self._layers = [module for module in self.base.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in self._layers:
+            fuse(layer)
         named = [(name, parameter) for name, parameter in self.base.named_parameters() if "lora_" in name]
         self._parameters_of = {a: [p for name, p in named if f".{a}." in name] for a in self.adapters}
 

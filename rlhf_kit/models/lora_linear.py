@@ -1,0 +1,125 @@
+"""PEFT's LoRA linear layers with fewer passes over memory: the same function, module tree and parameters.
+
+PEFT's own forward casts the input and both matrices, multiplies, scales and adds, each into a tensor of its own that
+the backward pass keeps. Here the low-rank product is added by the matrix multiplication itself, and only x and x A^T
+are kept. Whatever is not the plain case (dropout, variants, several adapters at once, merged or quantised weights,
+hooks) is left to PEFT.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from peft.tuners import lora
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+# The attribute of a PEFT layer that holds its matrices in the dtype of the computation: no module, no parameter.
+_COPIES = "_rlhf_kit_copies"
+
+
+class _LoraLinear(torch.autograd.Function):
+    """y = x W^T + bias + s (x A^T) B^T of rows x (N, in); A (r, in) and B (out, r) may be wider than x and W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, s: float) -> Tensor:
+        a_copy, b_copy = a.to(x.dtype), b.to(x.dtype)
+        low = x @ a_copy.T
+        ctx.save_for_backward(x, low, weight, a_copy, b_copy)
+        ctx.scaling, ctx.dtypes = s, (a.dtype, b.dtype)
+        return F.linear(x, weight, bias).addmm_(low, b_copy.T, alpha=s)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, weight, a, b = ctx.saved_tensors
+        needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        grad_x = grad_a = grad_b = None
+        if needs_x or needs_a:
+            grad_low = grad @ b
+            if needs_x:
+                grad_x = (grad @ weight).addmm_(grad_low, a, alpha=ctx.scaling)
+            if needs_a:
+                grad_a = (grad_low.T @ x).to(ctx.dtypes[0]).mul_(ctx.scaling)
+        if needs_b:
+            grad_b = (grad.T @ low).to(ctx.dtypes[1]).mul_(ctx.scaling)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+def fuse(layer: BaseTunerLayer) -> None:
+    """Gives a layer of PEFT the shorter forward, where it is a LoRA layer over a plain linear one."""
+    if type(layer) is lora.Linear and type(layer.base_layer) is nn.Linear and _COPIES not in vars(layer):
+        setattr(layer, _COPIES, {})
+        layer.forward = MethodType(_forward, layer)  # bound, so that a deep copy is bound to its own layer
+
+
+def _forward(self: lora.Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    # Fused optimisers (torch's AdamW, all of bitsandbytes) write parameters without counting up their version. What
+    # they may change has been through a forward with gradients, so such a forward forgets the copies.
+    grad = torch.is_grad_enabled()
+    copies = vars(self)[_COPIES]
+    if grad:
+        copies.clear()
+    name = None if args or kwargs else _plain_adapter(self, x)
+    if name is None:
+        return lora.Linear.forward(self, x, *args, **kwargs)
+    base, scaling = self.base_layer, self.scaling[name]
+    a, b = self.lora_A[name].weight, self.lora_B[name].weight
+    rows = x.reshape(-1, x.size(-1))
+    if grad:
+        y = _LoraLinear.apply(rows, base.weight, base.bias, a, b, scaling)
+    else:
+        a, b = (_copy(copies, name + side, matrix, x.dtype) for side, matrix in (("/A", a), ("/B", b)))
+        y = F.linear(rows, base.weight, base.bias).addmm_(rows @ a.T, b.T, alpha=scaling)
+    return y.view(*x.shape[:-1], y.size(-1))
+
+
+def _plain_adapter(layer: lora.Linear, x: Tensor) -> str | None:
+    """The one adapter to add, where the shorter forward is PEFT's own up to rounding; None where it may not be."""
+    active, base = layer.active_adapters, layer.base_layer
+    if layer.disable_adapters or layer.merged or len(active) != 1 or active[0] not in layer.lora_A:
+        return None
+    name: str = active[0]
+    a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    kind, dtype = x.device.type, x.dtype
+    autocast = torch.is_autocast_enabled(kind)
+    plain = (
+        dtype == base.weight.dtype
+        and (torch.get_autocast_dtype(kind) == dtype if autocast else a.weight.dtype == b.weight.dtype == dtype)
+        and not base.weight.requires_grad
+        and (base.bias is None or (base.bias.dtype == dtype and not base.bias.requires_grad))
+        and (isinstance(dropout, nn.Identity) or not dropout.training or dropout.p == 0.0)
+        and name not in layer.lora_variant
+        and not layer.lora_bias[name]
+        and not any(_hooked(module) for module in (base, a, b))
+        and not torch.compiler.is_compiling()
+    )
+    return name if plain else None
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more than its class says (offloading, sharding, quantisation)."""
+    return bool(
+        type(module) is not nn.Linear
+        or "forward" in vars(module)
+        or module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _copy(copies: dict[str, Any], key: str, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """The matrix in this dtype, the one of last time where nothing has been written to it since."""
+    if matrix.dtype == dtype:
+        return matrix
+    state = (matrix._version, matrix.data_ptr(), dtype)
+    kept = copies.get(key)
+    if kept is None or kept[0] is not matrix or kept[1] != state:
+        kept = copies[key] = (matrix, state, matrix.detach().to(dtype))
+    copy: Tensor = kept[2]
+    return copy

@@ -1,0 +1,73 @@
+"""Sampled answers as rewards see them: tokens for models on the policy's own vocabulary, texts for all others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_kit.batches import Sequences
+from rlhf_kit.ppo.prompts import PromptRow
+
+
+@dataclass(frozen=True)
+class Answers:
+    """B sampled answers.
+
+    Attributes:
+        rows: the prompt of each.
+        sequences: prompts and responses as one padded batch.
+        completion_ids: the tokens of each response, EOS included.
+        texts: of the responses, without special tokens.
+        ended: (B,) bool, whether a response ended by itself.
+    """
+
+    rows: Sequence[PromptRow]
+    sequences: Sequences
+    completion_ids: list[list[int]]
+    texts: list[str]
+    ended: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[PromptRow],
+        responses: list[list[int]],
+        ended: Tensor,
+        sequences: Sequences,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Answers:
+        """With the texts that the tokenizer makes of the responses."""
+        texts = [str(tokenizer.decode(response, skip_special_tokens=True)) for response in responses]
+        return cls(rows, sequences, responses, texts, ended)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def completions(self) -> list[Any]:
+        """As TRL hands them to reward functions: a text for a text, one assistant turn for a conversation."""
+        return [
+            text if isinstance(row.shown, str) else [{"role": "assistant", "content": text}]
+            for row, text in zip(self.rows, self.texts, strict=True)
+        ]
+
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """The other columns of the prompts' rows; None where a row lacks one."""
+        names = dict.fromkeys(name for row in self.rows for name in row.columns)
+        return {name: [row.columns.get(name) for row in self.rows] for name in names}
+
+    def name(self, place: int) -> str:
+        """An answer in a message: its place, its beginning and that of its prompt."""
+        shown = self.rows[place].shown
+        prompt = shown if isinstance(shown, str) else shown[-1]["content"]
+        return f"sample {place + 1} of {len(self)}, {_short(self.texts[place])!r} to the prompt {_short(prompt)!r}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:57] + "..."

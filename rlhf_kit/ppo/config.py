@@ -1,0 +1,88 @@
+"""`PPOConfig`: transformers' training arguments with the settings of a recipe's `ppo` section."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from rlhf_kit.errors import DataError, Problem
+from rlhf_kit.recipe_ppo import PpoSection, mistakes
+
+OWN_TO_RECIPES = ("reward_funcs", "trainer")
+"""Settings of the section that `PPOConfig` lacks: rewards are an argument of the trainer, and the config is what
+`trainer` adds to."""
+
+
+def _from_section() -> list[tuple[str, Any, Any]]:
+    """The section's settings as fields of a dataclass: name, type, and default with its description."""
+    found = []
+    for name, info in PpoSection.model_fields.items():
+        if name in OWN_TO_RECIPES:
+            continue
+        default: Any = {"default": info.default}
+        if info.default_factory is not None:
+            default = {"default_factory": info.default_factory}
+        # On a command line a mapping is JSON.
+        kind = dict[str, float] | str | None if name == "stop_on" else info.annotation
+        text = (info.description or "").replace("%", "%%")
+        found.append((name, kind, field(**default, metadata={"help": text})))
+    return found
+
+
+_Settings = dataclasses.make_dataclass("_Settings", _from_section(), bases=(TrainingArguments,))
+
+
+@dataclass
+class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
+    """Arguments of `PPOTrainer`: all of a recipe's `ppo` section (names, defaults and meaning; `PpoSection` in
+    `rlhf_kit/recipe_ppo.py` has a line on each) on top of transformers' `TrainingArguments`.
+
+    A step is an update of the policy, as it was in TRL: rollouts and all optimiser steps on them. `save_steps`,
+    `eval_steps`, `logging_steps`, `warmup_steps` and `max_steps` count updates.
+
+    Args:
+        model_init_kwargs: for `from_pretrained`, where the model is given by name.
+        stop_on: figures at which the run stops, `{"kl": 20, "eos_rate": 0.2}`.
+        num_sample_generations: as in TRL: how often held-out prompts are answered over the run, where there is an
+            `eval_dataset` and `eval_steps` is left out; 0 is never.
+        model_adapter_name: as in TRL: the adapter of a `PeftModel` that is trained.
+        ref_adapter_name: as in TRL: the adapter of it that is the reference.
+        dataset_num_proc, sft_model_path, reward_model_path, ds3_gather_for_generation: of TRL's, so that its scripts
+            run: the paths are read by scripts only, the others have no effect here.
+
+    Raises:
+        DataError: sizes that do not divide each other, all of them.
+    """
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "For from_pretrained, where the model is given by name."}
+    )
+    num_sample_generations: int = field(
+        default=10, metadata={"help": "How often held-out prompts are answered over the run; 0 is never."}
+    )
+    model_adapter_name: str | None = field(
+        default=None, metadata={"help": "The adapter of a PeftModel that is trained."}
+    )
+    ref_adapter_name: str | None = field(
+        default=None, metadata={"help": "The adapter of a PeftModel that is the reference."}
+    )
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "No effect."})
+    sft_model_path: str | None = field(default=None, metadata={"help": "For scripts to read."})
+    reward_model_path: str | None = field(default=None, metadata={"help": "For scripts to read."})
+    ds3_gather_for_generation: bool = field(default=True, metadata={"help": "No effect."})
+
+    def __post_init__(self) -> None:
+        if self.eval_steps is not None and self.eval_strategy == "no":
+            self.eval_strategy = "steps"
+        if isinstance(self.stop_on, str):
+            self.stop_on = json.loads(self.stop_on)
+        if self.activation_checkpointing is None:  # else transformers warns of the older name, even where it is off
+            self.activation_checkpointing = self.gradient_checkpointing
+        super().__post_init__()
+        problems = [Problem("PPOConfig", name, reason) for name, reason in mistakes(self)]
+        if problems:
+            raise DataError(problems)
