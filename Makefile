@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-real check bench bench-reward schemas clean
+.PHONY: help quickstart test test-slow test-real check bench bench-reward bench-ppo schemas clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,7 +61,7 @@ check: $(VENV)/.dev ## format, lint, types and layers
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev ## the scripts of benchmarks/ that need nothing else, one after another
-	@set -e; for script in $(sort $(filter-out benchmarks/bench_reward%,$(wildcard benchmarks/*.py))); do \
+	@set -e; for script in benchmarks/bench_rollout.py benchmarks/bench_validate.py; do \
 		echo "== $$script"; $(BIN)/python $$script $(ARGS); done
 
 # TRL in an environment of its own, so that it is measured with its own dependencies and nothing of the kit.
@@ -77,9 +77,23 @@ K ?= 6
 bench-reward: $(VENV)/.dev $(PEER)/.made ## a reward step beside TRL's: K=6 answers a prompt, or K=all for the table
 	$(BIN)/python benchmarks/bench_reward.py --k $(K) $(ARGS)
 
+# The last TRL that had PPO, with the versions of everything else that the kit is measured with.
+PPO_PEER := .venv-trl-ppo
+$(PPO_PEER)/.made: constraints.txt
+	@rm -rf $(PPO_PEER)
+	$(PYTHON) -m venv $(PPO_PEER)
+	grep -v '^trl==' constraints.txt > $(PPO_PEER)/constraints.txt
+	$(PPO_PEER)/bin/python -m pip install --disable-pip-version-check -c $(PPO_PEER)/constraints.txt torch
+	$(PPO_PEER)/bin/python -m pip install --disable-pip-version-check -c $(PPO_PEER)/constraints.txt \
+		'trl==1.12.*' transformers peft accelerate rich
+	@touch $@
+
+bench-ppo: $(VENV)/.dev $(PPO_PEER)/.made ## an update of PPO beside TRL 1.12's: time, memory, where they go
+	$(BIN)/python benchmarks/bench_ppo.py --sizes $(ARGS)
+
 schemas: $(VENV)/.base ## write data_schemas/ anew from the records
 	$(BIN)/python -m rlhf_kit.schemas data_schemas
 
 clean: ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) $(PEER) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PEER) $(PPO_PEER) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
