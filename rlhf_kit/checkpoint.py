@@ -164,16 +164,21 @@ def seal(directory: Path) -> None:
     write_json(directory / CHECKSUMS, hashes)
 
 
-def is_whole(directory: Path) -> bool:
-    """Whether a checkpoint is all there: by its hashes where it is sealed, else by what the Trainer writes last."""
+def is_whole(directory: Path, *, sealed: bool = False) -> bool:
+    """Whether a checkpoint is all there: by its hashes where it is sealed, else by what the Trainer writes last.
+
+    Args:
+        sealed: one that is not sealed is not whole: of a stage that seals all of its checkpoints.
+    """
     try:
-        if not (directory / CHECKSUMS).is_file():
+        if not sealed and not (directory / CHECKSUMS).is_file():
             read_json(directory / "trainer_state.json")
             return True
         hashes = read_json(directory / CHECKSUMS)
     except CheckpointError:
         return False
-    return all((directory / n).is_file() and sha256_of(str(directory / n)) == h for n, h in hashes.items())
+    found = [(directory / n).is_file() and sha256_of(str(directory / n)) == h for n, h in hashes.items()]
+    return bool(found) and all(found)
 
 
 def last_checkpoint(work: Path) -> Path | None:
@@ -213,7 +218,8 @@ def checkpoints(directory: Path) -> list[Path]:
 
 def by_step(folder: Path) -> list[Path]:
     """The checkpoints that the Trainer has left in a folder, the oldest first."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    found = (path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal())
+    return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
 
 def _prune(directory: Path, keep: int) -> None:
@@ -241,10 +247,11 @@ class MetricsLog(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """When a stage goes on from a checkpoint, forgets what was logged after that checkpoint."""
         if state.is_world_process_zero and self.path.is_file():
-            kept = [
-                line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= state.global_step
-            ]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            before = self.path.read_text(encoding="utf-8").splitlines() if state.global_step else []
+            kept = [line for line in before if _step(line) <= state.global_step]
+            scratch = self.path.with_name(f".{self.path.name}.tmp")  # a kill while it is written leaves what was there
+            scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            scratch.replace(self.path)
 
     def on_log(
         self,

@@ -110,7 +110,7 @@ def _distance(first: Entry, last: Entry) -> list[str]:
 def _answers(first: Entry, last: Entry) -> list[str]:
     found, better = [], last["score"] > first["score"]
     if last["eos_rate"] < first["eos_rate"] - _ENDINGS_LOST:
-        rose = "while the score rose: the policy may be paid for rambling" if better else "as did the score"
+        rose = "while the score rose: the policy may be paid for rambling" if better else "and the score did not rise"
         found.append(
             f"Fewer answers end ({first['eos_rate']:.0%}, then {last['eos_rate']:.0%}) {rose}. "
             f"{_REMEDIES['eos_rate'].capitalize()}."

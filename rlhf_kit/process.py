@@ -57,8 +57,9 @@ def line_for(error: BaseException) -> str | None:
 
 def _is_disk_full(error: BaseException | None) -> bool:
     """Also where a library in another language has put the reason into its own error, or raised one over it."""
-    # safetensors and tokenizers name the reason of the system; torch.save does not, but has no other reason to fail so.
-    signs = ("No space left on device", "StorageFull", "PytorchStreamWriter failed writing")
+    # safetensors and tokenizers name the reason of the system; torch.save does not, but has no other reason to fail so:
+    # in a write, or where it closes a file that is shorter than what it wrote.
+    signs = ("No space left on device", "StorageFull", "PytorchStreamWriter failed writing", ". unexpected pos ")
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

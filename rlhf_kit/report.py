@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 from datetime import datetime
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,33 +20,17 @@ from markupsafe import Markup
 from rlhf_kit.checkpoint import MANIFEST, METRICS, Manifest, read_json, read_manifest, read_metrics
 from rlhf_kit.errors import CheckpointError
 from rlhf_kit.report_curves import Plot, accuracy_plot, plots
+from rlhf_kit.report_stages import NAMES, is_path, short, stage_row
 from rlhf_kit.report_words import fixed, headlines, number, percent, plain, warnings
 
 __all__ = ["write_report"]
 
 REPORT = "report.html"
+SAMPLES = "samples.jsonl"
 STAGES = ("sft", "reward", "ppo")
-_NAMES = {"sft": "SFT", "reward": "Reward model", "ppo": "PPO", "base": "Base"}
+_NAMES = {**NAMES, "base": "Base"}
 _LONG_NAMES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "Proximal policy optimisation"}
-# What a stage reads: the recipe's name, what a row is called, and where the stage's figures count the rows.
-_PARENTS = {"sft": "SFT", "reward": "the reward model"}
-_DATA = {
-    "sft": (("demonstrations", "demonstrations", "demonstrations"),),
-    "reward": (
-        ("rankings", "ranked prompts", "prompts"),
-        ("rankings_heldout", "held-out ranked prompts", "heldout_prompts"),
-    ),
-    "ppo": (("prompts", "prompts", "prompts"), ("prompts_heldout", "held-out prompts", "heldout_prompts")),
-}
-_SETTINGS = {
-    "sft": ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    "reward": ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps"),
-    "ppo": (
-        *("total_episodes", "batch_size", "num_ppo_epochs", "learning_rate", "kl_coef", "cliprange", "gamma", "lam"),
-        *("missing_eos_penalty", "response_length", "temperature", "value_head_init"),
-    ),
-}
-_FILES = {".jsonl", ".json", ".gz", ".parquet", ".gguf", ".safetensors"}
+_MOST_STEPS, _MOST_SAMPLES = 3, 8
 _MEASURES = {
     "score": "reward-model score",
     "rubric": "rubric",
@@ -114,7 +99,7 @@ def _view(run: Path, manifests: dict[str, Manifest]) -> dict[str, Any]:
     return {
         "model": _model(latest),
         "base": {
-            key: _short(value) if isinstance(value, str) and _is_path(value) else value
+            key: short(value) if isinstance(value, str) and is_path(value) else value
             for key, value in latest.base.items()
         },
         "lora": latest.recipe.get("lora") or {},
@@ -125,10 +110,12 @@ def _view(run: Path, manifests: dict[str, Manifest]) -> dict[str, Any]:
         "chain": [_NAMES[stage] for stage in manifests],
         "headlines": headlines(metrics, confidence),
         "warnings": warnings(metrics, summary, logs.get("ppo", [])),
-        "stages": [_stage(stage, manifests[stage], metrics) for stage in manifests],
+        "stages": [stage_row(stage, manifests[stage], metrics) for stage in manifests],
         "curves": [
             (_LONG_NAMES[stage], stage, drawn) for stage in manifests if (drawn := _plots(stage, logs[stage], metrics))
         ],
+        "health": _health(manifests.get("ppo")),
+        "training": _samples(run / "ppo" / SAMPLES),
         "gain": (evaluation.get("gain") or {}).get("words") or [],
         "facts": _facts(metrics),
         "summary": _summary(evaluation),
@@ -143,19 +130,9 @@ def _optional(path: Path) -> Any:
     return read_json(path) if path.is_file() else None
 
 
-def _short(source: str) -> str:
-    """A file by its name, a Hub id whole: a page that is handed on should not tell of the directories of a machine."""
-    name = source.split("#")[-1] if source.startswith("pypi:") else source
-    return PurePath(name).name if PurePath(name).suffix in _FILES or _is_path(name) else name
-
-
-def _is_path(value: str) -> bool:
-    return PurePath(value).is_absolute()
-
-
 def _model(manifest: Manifest) -> str:
     model = manifest.recipe.get("model") or {}
-    return str(model.get("base_id") or _short(str(model.get("name_or_path") or "a language model")))
+    return str(model.get("base_id") or short(str(model.get("name_or_path") or "a language model")))
 
 
 def _date(finished: str) -> str:
@@ -164,38 +141,6 @@ def _date(finished: str) -> str:
     except ValueError:
         return ""
     return f"{day.day} {day:%B %Y}"
-
-
-def _stage(stage: str, manifest: Manifest, metrics: dict[str, Any]) -> dict[str, Any]:
-    """One row of the table of what was trained on what."""
-    section = manifest.recipe.get(stage) or {}
-    figures = metrics.get(stage) or manifest.metrics
-    paths, hashes = manifest.recipe.get("data") or {}, manifest.inputs.get("data") or {}
-    data = []
-    for key, rows, count in _DATA[stage]:
-        if paths.get(key) or (figures.get(count) is not None and not key.startswith("prompts")):
-            entry = hashes.get(key)
-            digest = entry.get("sha256") if isinstance(entry, dict) else entry
-            data.append(
-                {
-                    "file": _short(str(paths[key])) if paths.get(key) else "",
-                    "rows": rows,
-                    "count": figures.get(count),
-                    "sha256": digest[:8] if isinstance(digest, str) else "",
-                }
-            )
-    seconds = number((metrics.get("seconds") or {}).get(stage)) or manifest.seconds
-    return {
-        "name": _NAMES[stage],
-        "data": data,
-        "settings": [
-            (key, section[key] if number(section[key]) is None else plain(section[key]))
-            for key in _SETTINGS[stage]
-            if section.get(key) is not None
-        ],
-        "parents": [_PARENTS.get(name, name) for name in manifest.parents],
-        "minutes": f"{seconds / 60:.1f}",
-    }
 
 
 def _plots(stage: str, log: list[dict[str, Any]], metrics: dict[str, Any]) -> list[Plot]:
@@ -257,10 +202,41 @@ def _prompts(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
             if after < before
             else "same"
         )
-        prompt = item["prompt"]
-        turns = [("", prompt)] if isinstance(prompt, str) else [(turn["role"], turn["content"]) for turn in prompt]
-        rows.append({"turns": turns, "answers": answers, "means": means, "change": change})
+        rows.append({"turns": _turns(item["prompt"]), "answers": answers, "means": means, "change": change})
     return rows
+
+
+def _health(ppo: Manifest | None) -> list[str]:
+    """What PPO itself says of its run, a sentence each."""
+    said = ppo.metrics.get("verdict") if ppo else None
+    return [str(sentence) for sentence in said] if isinstance(said, list) else []
+
+
+def _samples(path: Path) -> dict[str, Any] | None:
+    """Answers to held-out prompts while PPO went on: of the first evaluation, of one in the middle and of the last."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    entries = [json.loads(line) for line in lines]
+    steps = sorted({entry["step"] for entry in entries})
+    if not steps:
+        return None
+    steps = sorted({steps[place * (len(steps) - 1) // (_MOST_STEPS - 1)] for place in range(_MOST_STEPS)})
+    by_prompt: dict[str, dict[int, dict[str, Any]]] = {}
+    for entry in entries:
+        by_prompt.setdefault(json.dumps(entry["prompt"]), {})[entry["step"]] = entry
+    rows = []
+    for prompt, told in by_prompt.items():
+        last = told[max(told)]
+        answers = [
+            {"text": told[step]["policy"], "score": told[step]["score"]} if step in told else None for step in steps
+        ]
+        reference = {"text": last["reference"], "score": last["reference_score"]}
+        rows.append({"turns": _turns(json.loads(prompt)), "answers": [reference, *answers]})
+    names = ["Reference", *(f"Update {step}" for step in steps)]
+    return {"names": names, "rows": rows[:_MOST_SAMPLES], "count": len(rows)}
+
+
+def _turns(prompt: str | list[dict[str, str]]) -> list[tuple[str, str]]:
+    return [("", prompt)] if isinstance(prompt, str) else [(turn["role"], turn["content"]) for turn in prompt]
 
 
 def _mean(answers: list[dict[str, Any]], key: str) -> float | None:

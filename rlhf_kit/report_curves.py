@@ -18,6 +18,7 @@ from rlhf_kit.svg import ACCENT, INK, MUTED, RULE, SETTINGS, as_svg, new_axes
 _SIZE = (3.3, 1.9)
 _MOST_POINTS = 400
 _SMOOTH_FROM = 60
+_SOURCE = "rewards/"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Curve:
         spread: name of the standard deviation that is drawn as a band around the line.
         share: a figure between 0 and 1, drawn on that scale where it uses most of it.
         level: a value worth a line of its own.
+        beside: name of a figure that is drawn as a second, dashed line.
+        if_it_moves: drawn only where it is not the same all the time.
+        id: of the drawing, where the name in the log cannot be one.
     """
 
     key: str
@@ -39,6 +43,9 @@ class Curve:
     spread: str = ""
     share: bool = False
     level: float | None = None
+    beside: str = ""
+    if_it_moves: bool = False
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         _NORM,
     ),
     "ppo": (
-        Curve("score", "Reward", "The reward model's score; the band is one standard deviation.", spread="score_std"),
+        Curve("score", "Reward", "The score before penalties; the band is one standard deviation.", spread="score_std"),
         Curve("kl", "KL from SFT", "Nats a response. Should rise slowly and stay small."),
         Curve(
             "response_length", "Response length", "Tokens. A steady climb or fall is a taste, not always a good one."
@@ -75,7 +82,16 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         ),
         Curve("clip_fraction", "Clip fraction", "Share of the tokens whose change was cut. Small is calm."),
         Curve("value_loss", "Value loss", "Should fall as the value model learns."),
+        Curve("kl_coef", "KL coefficient", "As the controller sets it to hold the KL.", if_it_moves=True),
+        Curve("ptx_loss", "Loss on other text", "Nats a token of the text beside it. A rise is what was forgotten."),
         _NORM,
+        Curve(
+            "eval_score",
+            "Held-out score",
+            "Penalties included; dashed: the reference's answers.",
+            beside="eval_reference_score",
+        ),
+        Curve("eval_win_rate", "Held-out win rate", "Share of the prompts, a tie is half.", share=True, level=0.5),
     ),
 }
 
@@ -83,11 +99,21 @@ CURVES: dict[str, tuple[Curve, ...]] = {
 def plots(stage: str, entries: Sequence[dict[str, Any]]) -> list[Plot]:
     """The curves of a stage that its log has at least two points of."""
     drawn = []
-    for curve in CURVES[stage]:
+    for curve in (*CURVES[stage], *_sources(entries)):
         points = _points(entries, curve)
-        if len(points) > 1:
-            drawn.append(Plot(curve.name, curve.hint, _draw(stage, curve, points)))
+        if len(points) > 1 and not (curve.if_it_moves and len({value for _, value, _ in points}) == 1):
+            beside = _points(entries, Curve(curve.beside, "", "")) if curve.beside else []
+            drawn.append(Plot(curve.name, curve.hint, _draw(stage, curve, points, beside)))
     return drawn
+
+
+def _sources(entries: Sequence[dict[str, Any]]) -> list[Curve]:
+    """What each reward source said, where there are several; the names are the user's."""
+    names = list(dict.fromkeys(name for entry in entries for name in entry if name.startswith(_SOURCE)))
+    hint = "What this source said, before its weight."
+    if len(names) < 2:
+        return []
+    return [Curve(name, name.removeprefix(_SOURCE), hint, id=f"source-{n}") for n, name in enumerate(names, 1)]
 
 
 def accuracy_plot(reward: dict[str, Any]) -> Plot | None:
@@ -137,7 +163,12 @@ def _points(entries: Sequence[dict[str, Any]], curve: Curve) -> list[tuple[float
     return [(float(p[-1, 0]), float(p[:, 1].mean()), float(p[:, 2].mean())) for p in pieces]
 
 
-def _draw(stage: str, curve: Curve, points: list[tuple[float, float, float]]) -> Markup:
+def _draw(
+    stage: str,
+    curve: Curve,
+    points: list[tuple[float, float, float]],
+    beside: Sequence[tuple[float, float, float]] = (),
+) -> Markup:
     steps, values, spreads = np.asarray(points, dtype=np.float64).T
     with rc_context(SETTINGS):
         figure, axes = new_axes(*_SIZE)
@@ -147,6 +178,8 @@ def _draw(stage: str, curve: Curve, points: list[tuple[float, float, float]]) ->
             axes.fill_between(steps, values - spreads, values + spreads, color=ACCENT, alpha=0.14, linewidth=0)
         if curve.level is not None:
             axes.axhline(curve.level, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
+        if beside:
+            axes.plot([p[0] for p in beside], [p[1] for p in beside], color=MUTED, linewidth=1.1, linestyle=(0, (3, 3)))
         if len(values) < _SMOOTH_FROM:
             axes.plot(steps, values, color=ACCENT, linewidth=1.4)
         else:
@@ -164,7 +197,7 @@ def _draw(stage: str, curve: Curve, points: list[tuple[float, float, float]]) ->
             f"{curve.name} by {unit}: {plain(values[0])} at {steps[0]:.0f}, {plain(values[-1])} at {steps[-1]:.0f}; "
             f"lowest {plain(values.min())}, highest {plain(values.max())}."
         )
-        return as_svg(figure, f"{stage}-{curve.key}", words)
+        return as_svg(figure, f"{stage}-{curve.id or curve.key}", words)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

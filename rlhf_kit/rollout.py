@@ -115,7 +115,7 @@ def _decode(
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     place = {prompt: row for row, prompt in enumerate(distinct)}
     copies = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device)
-    ids, mask = _left_padded(distinct, tokenizer.pad_token_id, device)
+    ids, mask = _left_padded(distinct, backbone.padding_id, device)
     cache = DynamicCache(config=backbone.config)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     alive = torch.arange(len(prompts), device=device)

@@ -16,7 +16,16 @@ RECIPE = {
     },
     "sft": {"learning_rate": 3e-4, "num_train_epochs": 2.0},
     "reward": {"learning_rate": 2e-4},
-    "ppo": {"total_episodes": 320, "kl_coef": 0.05},
+    "ppo": {
+        "total_episodes": 320,
+        "kl_coef": 0.05,
+        "kl_controller": "adaptive",
+        "cliprange": 0.2,
+        "value": "shared",
+        "kl_estimator": "k1",
+        "reward_funcs": ["reward", "/home/someone/mine.py:brief"],
+        "stop_on": {"kl": 20.0},
+    },
     "seed": 7,
 }
 METRICS: dict[str, dict[str, Any]] = {
@@ -42,6 +51,7 @@ METRICS: dict[str, dict[str, Any]] = {
         "kl": 1.84,
         "explained_variance": 0.31,
         "eos_rate": 0.97,
+        "verdict": ["Nothing looks wrong: the score went from 0.15 to 0.90 & 95% of the answers end."],
     },
     "seconds": {"sft": 36, "reward": 90, "ppo": 222},
 }
@@ -61,10 +71,27 @@ LOGS = {
             "value_loss": 1 / i,
             "clip_fraction": 0.03,
             "grad_norm": 0.5,
+            "kl_coef": 0.05 * 1.01**i,
+            "rewards/reward": 0.02 * i,
+            f"rewards/{SCRIPT}": 0.03 * i,
         }
         for i in range(1, 21)
+    ]
+    + [
+        {"step": i, "eval_score": 0.04 * i, "eval_reference_score": 0.1, "eval_win_rate": 0.5 + 0.01 * i}
+        for i in range(5, 21, 5)
     ],
 }
+# What PPO's evaluations leave beside the log: two prompts after 5, 10, 15 and 20 updates.
+SAMPLES = [
+    {"step": step, "prompt": prompt, "policy": policy.format(step), "score": step / 10}
+    | {"reference": "Water.", "reference_score": -0.25}
+    for step in (5, 10, 15, 20)
+    for prompt, policy in (
+        ("What is rain?", "Drops, said " + SCRIPT + " after {} updates."),
+        ([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "And snow?"}], LONG_WORD),
+    )
+]
 
 
 def answers(*texts_and_scores: tuple[str, float, int]) -> list[dict[str, Any]]:
@@ -143,6 +170,9 @@ def make_run(
             "finished": "2026-11-22T01:39:00+00:00",
         }
         (directory / stage / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        if stage == "ppo":
+            told = "".join(json.dumps(row) + "\n" for row in SAMPLES)
+            (directory / stage / "samples.jsonl").write_text(told, encoding="utf-8")
     if metrics is not None:
         (directory / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     if with_evaluation:

@@ -97,10 +97,12 @@ def test_the_kits_own_commands_run_in_order(
     quality = json.loads((desk / "reward-quality" / "reward_quality.json").read_text())
     assert quality and (desk / "reward-quality" / "reward_quality.html").is_file()
 
-    scoring, snippet = blocks(ENGLISH, "python")
+    scoring, learning, snippet = blocks(ENGLISH, "python")
     namespace: dict[str, object] = {}
     exec(scoring, namespace)
     assert namespace["scores"].shape == (2,)
+    exec(learning.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(desk / "model")), namespace)
+    assert namespace["trainer"].state.global_step == 2 and (desk / "my-brief-adapter/adapter_config.json").is_file()
     exec(snippet.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(desk / "model")), namespace)
     assert namespace["tokenizer"].eos_token == "<|im_end|>"
 
@@ -115,10 +117,11 @@ def test_the_mistake_it_shows_is_reported_as_it_shows_it(
     assert shown is not None and shown.group(1) in capsys.readouterr().err
 
 
-def test_the_settings_of_the_reward_model_are_settings() -> None:
-    settings = yaml.safe_load(blocks(ENGLISH, "yaml")[1])
+@pytest.mark.parametrize(("place", "section"), [(1, "reward"), (2, "ppo")])
+def test_the_settings_that_it_shows_are_settings(place: int, section: str) -> None:
+    settings = yaml.safe_load(blocks(ENGLISH, "yaml")[place])
     recipe = Recipe.model_validate({**the_recipe(), **settings})
-    assert recipe.reward.model_dump(include=set(settings["reward"])) == settings["reward"]
+    assert getattr(recipe, section).model_dump(include=set(settings[section])) == settings[section]
 
 
 def test_the_chinese_page_has_the_same_commands_and_examples() -> None:

@@ -1,11 +1,12 @@
 """The report page: whole without a network, honest about bad figures, and silent about what the run does not have."""
 
 import copy
+import json
 import re
 from html.parser import HTMLParser
 
 import pytest
-from report_run import LONG_WORD, METRICS, RECIPE, SCRIPT, evaluation, make_run
+from report_run import LOGS, LONG_WORD, METRICS, RECIPE, SCRIPT, evaluation, make_run
 
 from rlhf_kit.errors import CheckpointError
 from rlhf_kit.report import write_report
@@ -122,6 +123,54 @@ def test_the_figures_and_the_answers_stand_there(whole):
 
 def test_a_sound_run_has_no_warning(whole):
     assert "Read this first" not in whole[1].text
+
+
+def test_ppo_says_how_its_run_was(whole):
+    html, page = whole
+    assert "Health Nothing looks wrong: the score went from 0.15 to 0.90 & 95% of the answers end." in page.text
+    assert html.index('id="health"') < html.index('id="gain"')
+
+
+def test_answers_during_ppo_stand_beside_the_references(whole):
+    """Of four evaluations the first, one in the middle and the last."""
+    html, page = whole
+    assert "Prompt Reference Update 5 Update 10 Update 20" in page.text
+    assert f"What is rain? Water. score −0.25 Drops, said {SCRIPT} after 5 updates. score 0.50" in page.text
+    assert "after 20 updates. score 2.00" in page.text and "after 15 updates" not in page.text
+    assert "system Be brief. user And snow?" in page.text
+    assert html.count('data-label="Update 20"') == 2
+
+
+def test_settings_of_ppo_that_are_not_the_defaults_are_shown(whole):
+    text = whole[1].text
+    for words in ("value shared", "reward_funcs reward, mine.py:brief", "kl_controller adaptive", "stop_on kl 20"):
+        assert words in text, words
+    assert "kl_estimator" not in text and "kl_target" not in text
+
+
+def test_curves_of_sources_evaluations_and_a_moving_coefficient():
+    log = LOGS["ppo"]
+    drawn = {plot.name: plot.svg for plot in plots("ppo", log)}
+    for name in ("KL coefficient", "Held-out score", "Held-out win rate", "reward", SCRIPT):
+        assert name in drawn, name
+    assert "Held-out score by update: 0.2 at 5, 0.8 at 20" in drawn["Held-out score"]
+    assert SCRIPT not in drawn[SCRIPT] and 'aria-labelledby="ppo-source-2-title"' in drawn[SCRIPT]
+    assert drawn["Held-out score"].count("stroke-dasharray") > drawn["Reward"].count("stroke-dasharray")
+    still = [{**entry, "kl_coef": 0.05} for entry in log if "kl_coef" in entry]
+    for entry in still:
+        del entry[f"rewards/{SCRIPT}"]
+    names = {plot.name for plot in plots("ppo", still)}
+    assert "KL from SFT" in names and not names & {"KL coefficient", "reward", "Held-out score"}
+
+
+def test_a_run_without_evaluations_or_a_verdict_has_neither_section(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "ppo" / "samples.jsonl").unlink()
+    manifest = json.loads((run / "ppo" / "manifest.json").read_text())
+    del manifest["metrics"]["verdict"]
+    (run / "ppo" / "manifest.json").write_text(json.dumps(manifest))
+    page = read(run)[1]
+    assert "Answers during PPO" not in page.text and "Health" not in page.text
 
 
 def test_the_same_run_makes_the_same_page(tmp_path):

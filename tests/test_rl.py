@@ -18,28 +18,39 @@ def masks(lengths, width):
 # ---------------------------------------------------------------- log-probabilities
 
 
-@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, None), (0.7, None), (1.0, 5.0), (1.3, 5.0)])
-@pytest.mark.parametrize("chunk", [1, 7, 512])
-def test_token_log_probs_are_torchs_log_softmax(temperature, softcap, chunk):
-    torch.manual_seed(0)
-    hidden = (torch.randn(20, 8) * 2).requires_grad_()
-    weight, tokens = torch.randn(50, 8), torch.randint(50, (20,))
-    other = hidden.detach().clone().requires_grad_()
-    logits = other @ weight.T
+HEADS = [(1.0, None), (0.7, None), (1.0, 5.0), (1.3, 5.0)]  # temperature, softcap
+
+
+def exact_log_probs(hidden, weight, tokens, temperature, softcap):
+    """Log-probabilities and entropies by torch's own functions on the whole table of logits."""
+    logits = hidden @ weight.T
     if softcap:
         logits = softcap * torch.tanh(logits / softcap)
     table = torch.log_softmax(logits / temperature, -1)
-    expected = table[torch.arange(20), tokens]
-    push = torch.randn(20)
-    (expected * push).sum().backward()
+    return table[torch.arange(len(tokens)), tokens], torch.distributions.Categorical(logits=table).entropy()
 
-    found, entropy = rl.token_log_probs(hidden, weight, tokens, temperature=temperature, softcap=softcap, chunk=chunk)
-    (found * push).sum().backward()
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(hidden.grad, other.grad, atol=1e-5, rtol=1e-4)
-    expected_entropy = torch.distributions.Categorical(logits=table.detach()).entropy()
-    torch.testing.assert_close(entropy, expected_entropy, atol=1e-5, rtol=1e-5)
-    assert not entropy.requires_grad
+
+@pytest.mark.parametrize(("temperature", "softcap"), HEADS)
+@pytest.mark.parametrize("chunk", [1, 7, 512])
+@pytest.mark.parametrize("learns", ["hidden", "hidden and weight"])
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_token_log_probs_are_torchs_log_softmax(temperature, softcap, chunk, learns, with_entropy):
+    torch.manual_seed(0)
+    hidden, weight, tokens = torch.randn(70, 8) * 2, torch.randn(50, 8), torch.randint(50, (70,))
+    weight.requires_grad_(learns == "hidden and weight")
+    push, pull = torch.randn(70), torch.randn(70)
+    runs = []
+    for function in (exact_log_probs, rl.token_log_probs):
+        state = hidden.clone().requires_grad_()
+        options = {} if function is exact_log_probs else {"chunk": chunk, "entropy_gradient": with_entropy}
+        log_probs, entropy = function(state, weight, tokens, temperature=temperature, softcap=softcap, **options)
+        if function is rl.token_log_probs:
+            assert entropy.requires_grad == with_entropy
+        loss = (log_probs * push).sum() + ((entropy * pull).sum() if with_entropy else 0.0)
+        grads = torch.autograd.grad(loss, [state, weight] if weight.requires_grad else [state])
+        runs.append([log_probs, entropy, *grads])
+    for expected, found in zip(*runs, strict=True):
+        torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-4)
 
 
 def test_token_log_probs_without_gradients_are_the_same_and_float32():
@@ -51,6 +62,51 @@ def test_token_log_probs_without_gradients_are_the_same_and_float32():
     half, entropy = rl.token_log_probs(hidden.bfloat16(), weight, tokens)
     assert half.dtype == entropy.dtype == torch.float32
     assert (half - plain).abs().max() < 0.2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast, _ = rl.token_log_probs(hidden.requires_grad_(), weight, tokens)
+    assert torch.equal(autocast, half)
+
+
+@pytest.mark.parametrize("gap", [8.0, 120.0])
+def test_certain_and_impossible_tokens_keep_their_log_probabilities_and_gradients(gap):
+    # Two tokens with logits gap and 0: log p = -log(1 + e^-gap) and -gap - log(1 + e^-gap); gradient 1 - p of the gap.
+    weight, hidden = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[gap, 0.0]] * 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        state = hidden.to(dtype).clone().requires_grad_()
+        log_probs, entropy = rl.token_log_probs(state, weight, torch.tensor([0, 1]))
+        rest = math.exp(-gap)
+        assert log_probs.tolist() == pytest.approx([-math.log1p(rest), -gap - math.log1p(rest)], abs=1e-6)
+        assert entropy.tolist() == pytest.approx([rest * gap + rest] * 2, rel=1e-2, abs=1e-6)
+        log_probs.sum().backward()
+        small = rest / (1 + rest)  # 1 - p, not rounded away beside 1
+        assert state.grad[0].tolist() == pytest.approx([small, -small], rel=1e-2, abs=1e-7)
+        assert state.grad[1].tolist() == pytest.approx([-1 + small, 1 - small], rel=1e-2)
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_token_log_probs_in_bfloat16_are_as_near_to_the_truth_as_autograds(with_entropy):
+    torch.manual_seed(0)
+    hidden, weight, tokens = torch.randn(40, 16), torch.randn(300, 16) / 2, torch.randint(300, (40,))
+    hidden, weight = hidden.bfloat16(), weight.bfloat16()
+
+    def gradient(function, dtype, **options):
+        state = hidden.to(dtype).clone().requires_grad_()
+        log_probs, entropy = function(state, weight.to(dtype), tokens, temperature=0.7, softcap=None, **options)
+        (log_probs.sum() + (entropy.sum() if with_entropy else 0.0)).backward()
+        return state.grad.double()
+
+    truth = gradient(exact_log_probs, torch.float64)
+    ours = gradient(rl.token_log_probs, torch.bfloat16, entropy_gradient=with_entropy)
+    theirs = gradient(lambda *a, **k: rl._recomputed_log_probs(*a, *k.values(), with_entropy, 512), torch.bfloat16)
+    assert (ours - truth).norm() < 1.2 * (theirs - truth).norm() < 0.02 * truth.norm()
+
+
+def test_no_logit_is_kept_for_the_backward_pass():
+    hidden, weight, tokens = torch.randn(64, 8, requires_grad=True), torch.randn(1000, 8), torch.zeros(64).long()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        rl.token_log_probs(hidden, weight, tokens, entropy_gradient=True)
+    assert sum(kept) == 2 * hidden.numel()
 
 
 # ---------------------------------------------------------------- KL
@@ -193,6 +249,42 @@ def test_value_loss_by_hand():
     torch.testing.assert_close(values.grad, torch.tensor([[0.0, 0.9, 2.0, -0.9]]))
 
 
+def test_dual_clip_by_hand():
+    # clip 0.2 and c = 3: only where the advantage is negative and the ratio above 3 does the second clip act.
+    ratio = torch.tensor([[5.0, 5.0, 2.9, 0.5, 1.1]])
+    new = ratio.log().requires_grad_()
+    advantages = torch.tensor([[-2.0, 2.0, -2.0, -2.0, -2.0]])
+    options = {"mask": masks([5], 5), "cliprange": 0.2}
+    loss, active = rl.policy_loss(new, torch.zeros(1, 5), advantages, dual_clip=3.0, **options)
+    torch.testing.assert_close(loss, torch.tensor([[6.0, -2.4, 5.8, 1.6, 2.2]]))
+    assert active.tolist() == [[True, True, False, True, False]]
+    loss.sum().backward()
+    torch.testing.assert_close(new.grad, torch.tensor([[0.0, 0.0, 5.8, 0.0, 2.2]]))
+    plain, _ = rl.policy_loss(new, torch.zeros(1, 5), advantages, **options)
+    torch.testing.assert_close(plain, torch.tensor([[10.0, -2.4, 5.8, 1.6, 2.2]]))
+
+
+def test_without_a_clip_the_loss_is_the_surrogate_and_on_policy_its_gradient_that_of_reinforce():
+    new = torch.tensor([[1.5, 0.5, 4.0]]).log().requires_grad_()
+    advantages = torch.tensor([[2.0, -2.0, 1.0]])
+    loss, active = rl.policy_loss(new, torch.zeros(1, 3), advantages, masks([3], 3), cliprange=None)
+    torch.testing.assert_close(loss, torch.tensor([[-3.0, 1.0, -4.0]]))
+    assert not active.any()
+    old = torch.tensor([[-1.0, -2.0, -3.0]])
+    own = old.clone().requires_grad_()
+    rl.policy_loss(own, old, advantages, masks([3], 3), cliprange=None)[0].sum().backward()
+    assert own.grad.tolist() == (-advantages).tolist()
+
+
+def test_without_a_clip_the_value_loss_is_half_the_squared_error():
+    values = torch.tensor([[1.0, 5.0, -2.0]], requires_grad=True)
+    returns = torch.tensor([[2.0, 1.0, -2.0]])
+    loss, clipped = rl.value_loss(values, torch.full((1, 3), 9.0), returns, masks([3], 3), cliprange_value=None)
+    assert loss.tolist() == [[0.5, 8.0, 0.0]] and not clipped.any()
+    loss.sum().backward()
+    assert values.grad.tolist() == [[-1.0, 4.0, 0.0]]
+
+
 def test_explained_variance_by_hand():
     returns, mask = torch.tensor([[1.0, 2.0, 3.0, 9.0]]), masks([3], 4)
     assert float(rl.explained_variance(returns, returns, mask)) == pytest.approx(1.0)
@@ -214,6 +306,12 @@ FUNCTIONS = {
     "gae": (2, lambda m, a, b: torch.cat(rl.gae(a, b, m, gamma=0.9, lam=0.8))),
     "policy_loss": (3, lambda m, a, b, c: torch.cat(rl.policy_loss(a, b, c, m, cliprange=0.2))),
     "value_loss": (3, lambda m, a, b, c: torch.cat(rl.value_loss(a, b, c, m, cliprange_value=0.2))),
+    "policy_loss, dual clip": (
+        3,
+        lambda m, a, b, c: torch.cat(rl.policy_loss(a, b, c, m, cliprange=0.2, dual_clip=1.5)),
+    ),
+    "policy_loss, no clip": (3, lambda m, a, b, c: torch.cat(rl.policy_loss(a, b, c, m, cliprange=None))),
+    "value_loss, no clip": (2, lambda m, a, b: torch.cat(rl.value_loss(a, a.detach(), b, m, cliprange_value=None))),
     "explained_variance": (2, lambda m, a, b: rl.explained_variance(a, b, m)),
 }
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from backbones import backbone_of_type, lora, stir, tiny_backbone
 
-from rlhf_kit.rollout import draw, sample, sample_in_batches
+from rlhf_kit.rollout import Drawing, Ending, draw, sample, sample_in_batches
 
 PROMPTS = [[10, 20, 30], [40], [50, 60, 70, 80, 90, 100, 110], [33, 34], [400, 401, 402, 403]]
 
@@ -174,3 +174,177 @@ def test_batches_of_like_length_give_each_prompt_its_own_answer(size):
     found = sample_in_batches(backbone, PROMPTS, batch_size=size, progress=done.append, max_new_tokens=5, temperature=0)
     assert found == [greedy_alone(backbone, None, prompt, 5) for prompt in PROMPTS]
     assert sum(done) == len(PROMPTS)
+
+
+# ---------------------------------------------------------------- what may be drawn
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_top_k_draws_from_the_likeliest_tokens_in_their_proportions(count):
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.5, -3.0])
+    draws, temperature = 20_000, 0.7
+    tokens = Drawing(temperature, top_k=count, generator=torch.Generator().manual_seed(0))(logits.expand(draws, -1))
+    allowed = [0, 4, 1][:count]
+    seen = torch.bincount(tokens, minlength=6).double()
+    assert float(seen[allowed].sum()) == draws
+    expected = torch.softmax(logits[allowed].double() / temperature, -1) * draws
+    assert float(((seen[allowed] - expected) ** 2 / expected).sum()) < CHI_SQUARE[4]  # of fewer degrees of freedom
+
+
+def test_top_p_draws_from_the_likeliest_tokens_that_make_up_the_share():
+    share = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15], dtype=torch.double)
+    draws = 20_000
+    generator = torch.Generator().manual_seed(0)
+    tokens = Drawing(top_p=0.8, generator=generator)(share.log().float().expand(draws, -1))
+    # 0.4 + 0.3 are too little, with 0.15 it is enough: three tokens.
+    allowed = [1, 3, 4]
+    seen = torch.bincount(tokens, minlength=5).double()
+    assert float(seen[allowed].sum()) == draws
+    expected = share[allowed] / 0.85 * draws
+    assert float(((seen[allowed] - expected) ** 2 / expected).sum()) < CHI_SQUARE[4]
+
+
+def test_temperature_comes_before_top_p():
+    logits = torch.tensor([2.0, 1.0, 0.0]).expand(5000, -1)
+    # At temperature 1 the first token has 0.67 of the likelihood and is enough; at 5 it has 0.40.
+    assert set(Drawing(1.0, top_p=0.6, generator=torch.Generator().manual_seed(0))(logits).tolist()) == {0}
+    assert set(Drawing(5.0, top_p=0.6, generator=torch.Generator().manual_seed(0))(logits).tolist()) == {0, 1}
+
+
+def test_top_k_and_top_p_of_whole_answers_are_those_of_the_models_own_logits():
+    backbone = tiny_backbone("policy")
+    with backbone.role("policy"), torch.no_grad():
+        found = sample(
+            backbone, PROMPTS * 20, max_new_tokens=4, top_k=5, stop_token_ids=(),
+            generator=torch.Generator().manual_seed(1),
+        )  # fmt: skip
+        for prompt, response in zip(PROMPTS * 20, found, strict=True):
+            logits = backbone.base(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            assert all(t in best for t, best in zip(response, logits.topk(5).indices.tolist(), strict=True))
+    assert len({tuple(response) for response in found}) > 50
+
+
+# ---------------------------------------------------------------- what ends a response
+
+
+def test_no_response_ends_before_the_least_tokens():
+    backbone = tiny_backbone("policy")
+    eos = with_eos_often(backbone, boost=30.0)  # EOS is all but certain
+    options = {"max_new_tokens": 9, "generator": torch.Generator().manual_seed(1)}
+    with backbone.role("policy"):
+        assert {len(r) for r in sample(backbone, PROMPTS * 8, **options)} == {1}
+        found = sample(backbone, PROMPTS * 8, min_new_tokens=4, **options)
+    assert {len(r) for r in found} == {4}
+    assert all(eos not in r[:-1] and r[-1] == eos for r in found)
+
+
+@pytest.mark.parametrize("least", [1, 4])
+def test_other_tokens_end_a_response_or_none_does(least):
+    backbone = tiny_backbone()
+    plain = sample(backbone, PROMPTS, max_new_tokens=10, temperature=0, stop_token_ids=())
+    assert all(len(r) == 10 for r in plain)
+    stops = {plain[0][2], plain[1][5]}
+    options = {"min_new_tokens": least, "stop_token_ids": tuple(stops), "temperature": 0}
+    cut = sample(backbone, PROMPTS, max_new_tokens=10, **options)
+    for response, whole in zip(cut, plain, strict=True):
+        assert not stops & set(response[:-1])
+        assert response[-1] in stops or len(response) == 10
+        assert len(response) >= least
+        if least == 1:
+            assert response == whole[: len(response)]
+    assert min(map(len, cut)) <= max(3, least)
+
+
+def test_eos_may_be_said_where_it_ends_nothing():
+    backbone = tiny_backbone("policy")
+    eos = with_eos_often(backbone, boost=30.0)
+    found = sample(backbone, PROMPTS, max_new_tokens=5, stop_token_ids=(), generator=torch.Generator().manual_seed(1))
+    assert found == [[eos] * 5] * len(PROMPTS)
+
+
+def scripted(backbone, response):
+    """Makes the model say these tokens, and EOS after them."""
+    said = iter([*response, *[backbone.tokenizer.eos_token_id] * 99])
+    backbone.next_token_logits = lambda hidden: torch.nn.functional.one_hot(
+        torch.tensor([next(said)]), len(backbone.tokenizer)
+    ).float()
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "kept"),
+    [
+        ("one. two. three", ". t", "one. t"),
+        ("abcSTOPdef", "STOP", "abcSTOP"),
+        ("zwölf Öfen € und mehr", "€", "zwölf Öfen €"),
+        ("日本語の本", "語の", "日本語の"),
+        ("no such thing", "€", "no such thing"),
+    ],
+)
+@pytest.mark.parametrize("bytewise", [False, True])
+def test_a_text_ends_a_response_as_soon_as_it_stands_there_whole(text, stop, kept, bytewise):
+    backbone = tiny_backbone()
+    tokenizer = backbone.tokenizer
+    # By the tokenizer's own merges, or a token for each byte: a character of several bytes is then whole only with its
+    # last token, and the stop text goes over several.
+    pieces = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
+    letters = "".join(piece for piece, _ in pieces)
+    ids = (
+        tokenizer.convert_tokens_to_ids(list(letters))
+        if bytewise
+        else tokenizer(text, add_special_tokens=False)["input_ids"]
+    )
+    assert tokenizer.decode(ids) == text
+    scripted(backbone, ids)
+    (found,) = sample(backbone, [[10, 20]], max_new_tokens=60, temperature=0, stop=["never", stop])
+    shown = tokenizer.decode(found)
+    ending = Ending((tokenizer.eos_token_id,), 60, ("never", stop))
+    assert ending.ended(found, tokenizer)
+    if stop in text:
+        assert stop in shown and shown.startswith(kept) and stop not in tokenizer.decode(found[:-1])
+        assert not bytewise or shown == kept
+    else:
+        assert shown == text + tokenizer.eos_token
+
+
+def test_a_stop_text_in_the_prompt_ends_nothing_and_answers_with_it_count_as_ended():
+    backbone = tiny_backbone()
+    tokenizer = backbone.tokenizer
+    prompt, answer = tokenizer("one. two")["input_ids"], tokenizer("three four. five")["input_ids"]
+    scripted(backbone, answer)
+    (found,) = sample(backbone, [prompt], max_new_tokens=20, temperature=0, stop=["."])
+    assert tokenizer.decode(found) == "three four."
+    ending = Ending((tokenizer.eos_token_id,), 20, (".",))
+    assert ending.ended(found, tokenizer) and not ending.ended(found[:-1], tokenizer)
+
+
+def test_a_stop_text_waits_for_the_least_tokens():
+    backbone = tiny_backbone()
+    tokenizer = backbone.tokenizer
+    answer = tokenizer.convert_tokens_to_ids(list("a.b.c"))
+    scripted(backbone, answer)
+    (found,) = sample(backbone, [[10]], max_new_tokens=20, min_new_tokens=3, temperature=0, stop=["."])
+    assert tokenizer.decode(found) == "a.b"  # the text stood there before; it ends as soon as it may
+
+
+# ---------------------------------------------------------------- a prompt that comes several times
+
+
+def test_a_prompt_that_comes_several_times_is_read_once():
+    backbone = tiny_backbone("policy")
+    order = [2, 0, 2, 2, 4, 0, 1, 2]
+    prompts, read = [PROMPTS[i] for i in order], []
+    backbone.decoder.register_forward_pre_hook(
+        lambda _, __, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    with backbone.role("policy"):
+        found = sample(backbone, prompts, max_new_tokens=6, temperature=0)
+        assert read[0] == (4, 7)  # four different prompts, as wide as the longest
+        assert read[1] == (8, 1)
+        assert found == [greedy_alone(backbone, "policy", prompt, 6) for prompt in prompts]
+
+
+def test_samples_of_one_prompt_are_drawn_each_for_itself():
+    backbone = tiny_backbone("policy")
+    with backbone.role("policy"):
+        found = sample(backbone, [PROMPTS[0]] * 20, max_new_tokens=6, generator=torch.Generator().manual_seed(2))
+    assert len({tuple(r) for r in found}) > 15

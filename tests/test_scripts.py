@@ -32,8 +32,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_all_four_are_there() -> None:
-    assert [path.stem for path in SCRIPTS] == ["ppo", "reward", "sft", "three_stages"]
+def test_all_five_are_there() -> None:
+    assert [path.stem for path in SCRIPTS] == ["grpo_with_reward_model", "ppo", "reward", "sft", "three_stages"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

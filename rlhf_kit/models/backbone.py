@@ -163,6 +163,13 @@ class Backbone(nn.Module):
         return self.base.device
 
     @property
+    def padding_id(self) -> int:
+        """What stands under the mask: the pad token, or token 0 where there is none or the base has no embedding for
+        it, as in scripts that add a `[PAD]` without enlarging the model."""
+        pad = self.tokenizer.pad_token_id
+        return pad if pad is not None and pad < self.base.get_input_embeddings().num_embeddings else 0
+
+    @property
     def context_length(self) -> int:
         """The most tokens that the base takes."""
         found: int = getattr(self.config.get_text_config(), "max_position_embeddings", None) or 2**31
@@ -293,15 +300,18 @@ class Backbone(nn.Module):
             :, None
         ]
 
-    def log_probs(self, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def log_probs(
+        self, hidden: Tensor, tokens: Tensor, *, temperature: float = 1.0, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies, float32 (B, R), of `tokens` (B, R) from the states (B, R, H) that predict
-        them."""
+        them; the entropies carry a gradient where `entropy_gradient` is set."""
         flat_log_probs, flat_entropy = token_log_probs(
             hidden.reshape(-1, hidden.size(-1)),
             self.base.get_output_embeddings().weight,
             tokens.reshape(-1),
             temperature=temperature,
             softcap=getattr(self.config.get_text_config(), "final_logit_softcapping", None),
+            entropy_gradient=entropy_gradient,
         )
         return flat_log_probs.view(tokens.shape), flat_entropy.view(tokens.shape)
 

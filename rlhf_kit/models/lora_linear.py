@@ -64,33 +64,33 @@ def _forward(self: lora.Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     copies = vars(self)[_COPIES]
     if grad:
         copies.clear()
-    name = None if args or kwargs else _plain_adapter(self, x)
-    if name is None:
+    plain = None if args or kwargs else _plain_matrices(self, x)
+    if plain is None:
         return lora.Linear.forward(self, x, *args, **kwargs)
-    base, scaling = self.base_layer, self.scaling[name]
-    a, b = self.lora_A[name].weight, self.lora_B[name].weight
+    name, base, a, b = plain
     rows = x.reshape(-1, x.size(-1))
     if grad:
-        y = _LoraLinear.apply(rows, base.weight, base.bias, a, b, scaling)
+        y = _LoraLinear.apply(rows, base.weight, base.bias, a, b, self.scaling[name])
     else:
-        a, b = (_copy(copies, name + side, matrix, x.dtype) for side, matrix in (("/A", a), ("/B", b)))
-        y = F.linear(rows, base.weight, base.bias).addmm_(rows @ a.T, b.T, alpha=scaling)
+        a, b = _copy(copies, name + "/A", a, x.dtype), _copy(copies, name + "/B", b, x.dtype)
+        y = F.linear(rows, base.weight, base.bias).addmm_(rows @ a.T, b.T, alpha=self.scaling[name])
     return y.view(*x.shape[:-1], y.size(-1))
 
 
-def _plain_adapter(layer: lora.Linear, x: Tensor) -> str | None:
-    """The one adapter to add, where the shorter forward is PEFT's own up to rounding; None where it may not be."""
-    active, base = layer.active_adapters, layer.base_layer
-    if layer.disable_adapters or layer.merged or len(active) != 1 or active[0] not in layer.lora_A:
+def _plain_matrices(layer: lora.Linear, x: Tensor) -> tuple[str, nn.Linear, Tensor, Tensor] | None:
+    """The one active adapter, the base layer, A and B where the shorter forward is PEFT's own up to rounding; None
+    where it may not be."""
+    active, matrices = layer.active_adapters, layer.lora_A
+    if layer.disable_adapters or layer.merged or len(active) != 1 or active[0] not in matrices:
         return None
     name: str = active[0]
-    a, b, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
-    kind, dtype = x.device.type, x.dtype
+    base, a, b, dropout = layer.base_layer, matrices[name], layer.lora_B[name], layer.lora_dropout[name]
+    weight, kind, dtype = base.weight, x.device.type, x.dtype
     autocast = torch.is_autocast_enabled(kind)
     plain = (
-        dtype == base.weight.dtype
+        dtype == weight.dtype
         and (torch.get_autocast_dtype(kind) == dtype if autocast else a.weight.dtype == b.weight.dtype == dtype)
-        and not base.weight.requires_grad
+        and not weight.requires_grad
         and (base.bias is None or (base.bias.dtype == dtype and not base.bias.requires_grad))
         and (isinstance(dropout, nn.Identity) or not dropout.training or dropout.p == 0.0)
         and name not in layer.lora_variant
@@ -98,7 +98,7 @@ def _plain_adapter(layer: lora.Linear, x: Tensor) -> str | None:
         and not any(_hooked(module) for module in (base, a, b))
         and not torch.compiler.is_compiling()
     )
-    return name if plain else None
+    return (name, base, a.weight, b.weight) if plain else None
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -65,9 +65,10 @@ class Answers:
         """An answer in a message: its place, its beginning and that of its prompt."""
         shown = self.rows[place].shown
         prompt = shown if isinstance(shown, str) else shown[-1]["content"]
-        return f"sample {place + 1} of {len(self)}, {_short(self.texts[place])!r} to the prompt {_short(prompt)!r}"
+        return f"sample {place + 1} of {len(self)}, {short(self.texts[place])!r} to the prompt {short(prompt)!r}"
 
 
-def _short(text: str) -> str:
+def short(text: str, most: int = 60) -> str:
+    """A text as a part of a line."""
     line = " ".join(text.split())
-    return line if len(line) <= 60 else line[:57] + "..."
+    return line if len(line) <= most else line[: most - 3] + "..."

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
 from transformers import TrainingArguments
 
 from rlhf_kit.errors import DataError, Problem
+from rlhf_kit.reasons import field_of, findings, reason_of
 from rlhf_kit.recipe_ppo import PpoSection, mistakes
 
 OWN_TO_RECIPES = ("reward_funcs", "trainer")
@@ -51,11 +54,12 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
             `eval_dataset` and `eval_steps` is left out; 0 is never.
         model_adapter_name: as in TRL: the adapter of a `PeftModel` that is trained.
         ref_adapter_name: as in TRL: the adapter of it that is the reference.
-        dataset_num_proc, sft_model_path, reward_model_path, ds3_gather_for_generation: of TRL's, so that its scripts
-            run: the paths are read by scripts only, the others have no effect here.
+        dataset_num_proc, num_total_batches, micro_batch_size, local_batch_size, local_mini_batch_size, sft_model_path,
+            reward_model_path, ds3_gather_for_generation: of TRL's, so that its scripts run: the paths are read by
+            scripts only, the others have no effect here.
 
     Raises:
-        DataError: sizes that do not divide each other, all of them.
+        DataError: settings that a recipe would refuse, or sizes that do not divide each other, all of them.
     """
 
     model_init_kwargs: dict[str, Any] | str | None = field(
@@ -71,6 +75,10 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
         default=None, metadata={"help": "The adapter of a PeftModel that is the reference."}
     )
     dataset_num_proc: int | None = field(default=None, metadata={"help": "No effect."})
+    num_total_batches: int | None = field(default=None, metadata={"help": "No effect."})
+    micro_batch_size: int | None = field(default=None, metadata={"help": "No effect."})
+    local_batch_size: int | None = field(default=None, metadata={"help": "No effect."})
+    local_mini_batch_size: int | None = field(default=None, metadata={"help": "No effect."})
     sft_model_path: str | None = field(default=None, metadata={"help": "For scripts to read."})
     reward_model_path: str | None = field(default=None, metadata={"help": "For scripts to read."})
     ds3_gather_for_generation: bool = field(default=True, metadata={"help": "No effect."})
@@ -82,7 +90,24 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
             self.stop_on = json.loads(self.stop_on)
         if self.activation_checkpointing is None:  # else transformers warns of the older name, even where it is off
             self.activation_checkpointing = self.gradient_checkpointing
+        by_default = self.eval_steps is None and not self.load_best_model_at_end
         super().__post_init__()
-        problems = [Problem("PPOConfig", name, reason) for name, reason in mistakes(self)]
-        if problems:
-            raise DataError(problems)
+        if by_default:  # transformers takes logging_steps; here it is num_sample_generations that says how often
+            self.eval_steps = None
+        found = list(_out_of_bounds(self)) or list(mistakes(self))
+        if found:
+            raise DataError([Problem("PPOConfig", name, reason) for name, reason in found])
+
+
+def _out_of_bounds(config: PPOConfig) -> Iterator[tuple[str, str]]:
+    """Settings that the section would refuse, as (setting, reason); those that transformers has are its own affair."""
+    transformers_own = {setting.name for setting in dataclasses.fields(TrainingArguments)}
+    names = PpoSection.model_fields.keys() - transformers_own - set(OWN_TO_RECIPES)
+    sizes = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    given = {name: getattr(config, name) for name in (*names, *sizes)}
+    given["reward_funcs"] = ["any"] * len(config.reward_weights or ["any"])  # the trainer counts them
+    try:
+        PpoSection.model_validate(given)
+    except ValidationError as error:
+        for mistake in findings(error):
+            yield field_of(mistake), reason_of(mistake, PpoSection)

@@ -14,7 +14,7 @@ from rlhf_kit.batches import Episodes, Sequences
 from rlhf_kit.ppo.answers import Answers
 from rlhf_kit.ppo.config import PPOConfig
 from rlhf_kit.ppo.prompts import PromptRow
-from rlhf_kit.ppo.rewarding import Rewards, Scored
+from rlhf_kit.ppo.rewarding import Rewards, Scored, means_of
 from rlhf_kit.ppo.roles import Role, Roles
 from rlhf_kit.recipe_ppo import Sizes
 from rlhf_kit.rewards import autocast
@@ -81,8 +81,7 @@ class Experience:
                 stop_token_ids=ending.tokens,
                 generator=generator,
             )
-        pad = self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
+        pad = role.backbone.padding_id
         sequences = Sequences.collate([row.ids for row in rows], responses, pad).to(self.device)
         ended = torch.tensor([ending.ended(response, self.tokenizer) for response in responses])
         return Answers.of(rows, responses, ended, sequences, self.tokenizer)
@@ -104,7 +103,7 @@ class Experience:
         episodes, figures = self._episodes(answers, judged, scored, kl_coef)
         ended = time.perf_counter()
         figures |= {"seconds_generate": sampled - started, "seconds_score": ended - sampled}
-        return episodes, figures | self.rewards.logged()
+        return episodes, self.rewards.logged() | figures
 
     @torch.no_grad()
     def judge(self, sequences: Sequences) -> Judged:
@@ -151,7 +150,7 @@ class Experience:
         figures: Figures = {
             "score": float(scored.total.mean()),
             "score_std": float(scored.total.std(correction=0)),
-            **{f"rewards/{name}": float(said.nanmean()) for name, said in scored.raw.items()},
+            **means_of(scored.raw),
             "kl": float(torch.where(mask, judged.log_probs - judged.reference, 0.0).sum(1).mean()),
             "kl_coef": kl_coef,
             "entropy": float(rl.masked_mean(judged.entropy, mask)),

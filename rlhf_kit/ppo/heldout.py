@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from rlhf_kit import rl
@@ -16,6 +19,7 @@ from rlhf_kit.measures import win_rate
 from rlhf_kit.ppo.answers import Answers
 from rlhf_kit.ppo.experience import Experience
 from rlhf_kit.ppo.prompts import PromptRow
+from rlhf_kit.ppo.rewarding import means_of
 
 SAMPLES = "samples.jsonl"
 
@@ -26,12 +30,12 @@ class HeldOut:
 
     Attributes:
         answers: one to each prompt.
-        score: (B,) as it is learned from, penalties included.
+        raw: (B,) what each reward source said, by name.
         kl: (B,) nats of each response from the reference.
     """
 
     answers: Answers
-    score: Tensor
+    raw: dict[str, Tensor]
     kl: Tensor
 
 
@@ -48,33 +52,49 @@ class HeldOutEvaluation:
     def __init__(self, experience: Experience, rows: Sequence[PromptRow], seed: int) -> None:
         self.experience, self.rows, self.seed = experience, list(rows), seed
         self._reference: HeldOut | None = None
+        self.latest: list[dict[str, Any]] = []
+        """The table of the last evaluation."""
 
     def __call__(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Figures, and a table of a row for each prompt."""
+        logged = self.experience.rewards.logged
         if self._reference is None:
             self._reference = self._answered(reference=True)
+            logged()  # of the answers of the reference: for nobody
         policy, reference = self._answered(), self._reference
-        wins = [win_rate([a], [b]) for a, b in zip(policy.score.tolist(), reference.score.tolist(), strict=True)]
+        score, reference_score = self._scores(policy, reference)
+        wins = [win_rate([a], [b]) for a, b in zip(score.tolist(), reference_score.tolist(), strict=True)]
         lengths = policy.answers.sequences.response_mask.sum(1).float()
         figures = {
-            "score": float(policy.score.mean()),
-            "reference_score": float(reference.score.mean()),
+            **logged(),
+            **means_of(policy.raw),
+            "score": float(score.mean()),
+            "reference_score": float(reference_score.mean()),
             "win_rate": sum(wins) / len(wins),
             "kl": float(policy.kl.mean()),
             "response_length": float(lengths.mean()),
             "eos_rate": float(policy.answers.ended.float().mean()),
         }
-        table = [
+        self.latest = [
             {
                 "prompt": row.shown,
                 "policy": policy.answers.texts[i],
                 "reference": reference.answers.texts[i],
-                "score": float(policy.score[i]),
-                "reference_score": float(reference.score[i]),
+                "score": float(score[i]),
+                "reference_score": float(reference_score[i]),
             }
             for i, row in enumerate(self.rows)
         ]
-        return figures, table
+        return figures, self.latest
+
+    def _scores(self, *both: HeldOut) -> list[Tensor]:
+        """(B,) as they are learned from, penalties included: by the same moments, so that they can be compared."""
+        raw = {name: torch.cat([one.raw[name] for one in both]) for name in both[0].raw}
+        totals = self.experience.rewards.total(raw, learn=False).split(len(self.rows))
+        return [
+            self.experience.penalised(total, one.answers.ended.cpu(), one.answers.sequences.response_mask.sum(1).cpu())
+            for total, one in zip(totals, both, strict=True)
+        ]
 
     def _answered(self, *, reference: bool = False) -> HeldOut:
         experience = self.experience
@@ -82,10 +102,8 @@ class HeldOutEvaluation:
         answers = experience.sample(self.rows, torch.Generator().manual_seed(self.seed), role)
         mask = answers.sequences.response_mask
         judged = experience.judge(answers.sequences)
-        scored = experience.rewards(answers, learn=False)
-        score = experience.penalised(scored.total.cpu(), answers.ended, mask.sum(1).cpu())
         kl = rl.kl_penalty(judged.log_probs, judged.reference)
-        return HeldOut(answers, score, torch.where(mask, kl, 0.0).sum(1).cpu())
+        return HeldOut(answers, experience.rewards.raw(answers), torch.where(mask, kl, 0.0).sum(1).cpu())
 
 
 def append_samples(path: Path, step: int, table: Sequence[dict[str, Any]]) -> None:
@@ -94,4 +112,17 @@ def append_samples(path: Path, step: int, table: Sequence[dict[str, Any]]) -> No
     before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     kept = [line for line in before if json.loads(line)["step"] < step]
     new = [json.dumps({"step": step, **row}, ensure_ascii=False) for row in table]
-    path.write_text("".join(line + "\n" for line in kept + new), encoding="utf-8")
+    scratch = path.with_name(f".{path.name}.partial")  # a kill while it is written leaves what was there
+    scratch.write_text("".join(line + "\n" for line in kept + new), encoding="utf-8")
+    scratch.replace(path)
+
+
+def print_answers(table: Sequence[dict[str, Any]]) -> None:
+    """Shows rows of an evaluation on the terminal, one row a prompt."""
+    shown = Table("prompt", "policy", "score", "reference", "score", show_lines=True)
+    for row in table:
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+        scores = [f"{row[name]:.2f}" for name in ("score", "reference_score")]
+        cells = (prompt, row["policy"], scores[0], row["reference"], scores[1])
+        shown.add_row(*map(Text, cells))  # as text: brackets in an answer are not markup
+    Console().print(shown)

@@ -4,6 +4,7 @@ able to do what pretraining taught it."""
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,28 +50,45 @@ class PretrainingText:
         items: `input_ids`, and perhaps `labels` with -100 on what is not learned, as TRL's SFT takes them.
         batch_size: texts beside a mini-batch.
         seed: of the order.
+        weights: how often each is drawn beside the others; where they are left out, all come equally often.
 
     Raises:
         DataError: no text has two tokens.
     """
 
-    def __init__(self, items: Sequence[Mapping[str, list[int]]], batch_size: int, pad: int, seed: int) -> None:
-        self.items = [item for item in items if _learned(item)]
+    def __init__(
+        self,
+        items: Sequence[Mapping[str, list[int]]],
+        batch_size: int,
+        pad: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        usable = [place for place, item in enumerate(items) if _learned(item)]
+        self.items = [items[place] for place in usable]
         if not self.items:
             raise DataError([Problem("ptx_dataset", "", "holds no text of two tokens; ptx_coef needs some")])
+        self.weights = None if weights is None else torch.tensor([weights[place] for place in usable])
         self.batch_size, self.pad, self.seed = batch_size, pad, seed
 
     def batches(self, number: int, micro: int) -> Iterator[tuple[TextBatch, float]]:
         """The texts of a mini-batch in parts of at most `micro`, each with the inverse of the number of learned tokens
         of all; depends on the number alone."""
-        count, chosen = len(self.items), []
-        for position in range(number * self.batch_size, (number + 1) * self.batch_size):
-            order = torch.Generator().manual_seed(self.seed * 6_007 + position // count)
-            chosen.append(self.items[int(torch.randperm(count, generator=order)[position % count])])
+        chosen = [self.items[place] for place in self._places(number)]
         chosen.sort(key=lambda item: len(item["input_ids"]))
         share = 1.0 / sum(map(_learned, chosen))
         for start in range(0, len(chosen), micro):
             yield collate(chosen[start : start + micro], self.pad), share
+
+    def _places(self, number: int) -> list[int]:
+        if self.weights is not None:
+            draw = torch.Generator().manual_seed(self.seed * 6_007 + number)
+            return torch.multinomial(self.weights, self.batch_size, replacement=True, generator=draw).tolist()
+        count, places = len(self.items), []
+        for position in range(number * self.batch_size, (number + 1) * self.batch_size):
+            order = torch.Generator().manual_seed(self.seed * 6_007 + position // count)
+            places.append(int(torch.randperm(count, generator=order)[position % count]))
+        return places
 
     @staticmethod
     def loss(backbone: Backbone, batch: TextBatch) -> Tensor:
@@ -114,9 +132,8 @@ def tokenised(
     for number, row in enumerate(rows, 1):
         try:
             item = _tokenised(row, tokenizer)
-        except (KeyError, TypeError) as failure:
-            words = f"needs input_ids, text, or prompt and completion ({failure}); it has {', '.join(row)}"
-            problems.append(Problem(f"ptx_dataset#{number}", "", words))
+        except ValueError as failure:
+            problems.append(Problem(f"ptx_dataset#{number}", "", str(failure)))
             continue
         found.append({name: values[:max_length] for name, values in item.items()})
     if problems:
@@ -124,21 +141,40 @@ def tokenised(
     return found
 
 
+def weights_of(rows: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """How often each row is drawn: the `weight` of its `source` (1 where it has none), shared by the rows of that
+    source; None where no row has a weight."""
+    if all(row.get("weight") is None for row in rows):
+        return None
+    sizes = Counter(row.get("source") for row in rows)
+    return [(row.get("weight") or 1.0) / sizes[row.get("source")] for row in rows]
+
+
 def _tokenised(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    if "input_ids" in row:
-        return {name: list(row[name]) for name in ("input_ids", "labels") if name in row}
-    if "text" in row:
+    ids, labels, prompt, completion = (row.get(name) for name in ("input_ids", "labels", "prompt", "completion"))
+    if ids is not None:
+        if labels is None:
+            return {"input_ids": list(ids)}
+        if len(labels) != len(ids):
+            raise ValueError(f"has {len(labels)} labels for {len(ids)} input_ids")
+        return {"input_ids": list(ids), "labels": list(labels)}
+    if isinstance(row.get("text"), str):
         return {"input_ids": [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]}
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str):
-        before = list(tokenizer(prompt)["input_ids"])
-        after = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        before, answer = list(tokenizer(prompt)["input_ids"]), completion
+    elif _are_turns(prompt) and _are_turns(completion) and len(completion) == 1:
+        rendered = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
+        before, answer = list(tokenizer(rendered, add_special_tokens=False)["input_ids"]), completion[0]["content"]
     else:
-        rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        before = list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-        words = completion[-1]["content"]
-        after = [*tokenizer(words, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        words = "prompt and completion (two texts, or turns and one turn)"
+        raise ValueError(f"needs input_ids, text, or {words}; it has {', '.join(row) or 'nothing'}")
+    after = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     return {"input_ids": before + after, "labels": [_IGNORED] * len(before) + after}
+
+
+def _are_turns(value: Any) -> bool:
+    turns = isinstance(value, (list, tuple)) and bool(value)
+    return turns and all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in value)
 
 
 @torch.no_grad()

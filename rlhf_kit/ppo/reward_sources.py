@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from rlhf_kit import rewards
 from rlhf_kit.batches import Sequences
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.models import Backbone
-from rlhf_kit.ppo.answers import Answers
+from rlhf_kit.ppo.answers import Answers, short
 from rlhf_kit.reward_model import RewardModel
 
 
@@ -41,6 +42,7 @@ class AdapterReward:
 
     backbone: Backbone
     micro_batch_size: int
+    adapter: str = rewards.REWARD
     name: str = rewards.REWARD
 
     @torch.no_grad()
@@ -51,7 +53,7 @@ class AdapterReward:
         for rows in torch.arange(len(answers)).split(self.micro_batch_size):
             part = Sequences(whole.input_ids[rows], whole.attention_mask[rows], whole.response_length)
             with rewards.autocast(self.backbone):
-                parts.append(rewards.score_batch(self.backbone, part, self.name))
+                parts.append(rewards.score_batch(self.backbone, part, self.adapter))
         return torch.cat(parts)
 
 
@@ -131,13 +133,13 @@ class FunctionReward:
         try:
             said = self.function(**self._arguments(answers))
             if inspect.isawaitable(said):
-                said = asyncio.run(_finished(said))
+                said = _finished(said)
             values = list(said)
         except Exception as failure:
             kind = type(failure).__name__
             raise RlhfKitError(
                 f"ppo: the reward function {self.name!r} failed on {answers.name(0)} and those beside it: "
-                f"{kind}: {failure}"
+                f"{kind}: {short(str(failure), 200)}"
             ) from failure
         if len(values) != len(answers):
             raise RlhfKitError(
@@ -155,8 +157,8 @@ class FunctionReward:
             found = math.inf
         if not math.isfinite(found):
             raise RlhfKitError(
-                f"ppo: the reward function {self.name!r} returned {value!r} for {answers.name(place)}; it must return "
-                "a finite number, or None where it does not apply"
+                f"ppo: the reward function {self.name!r} returned {short(repr(value))} for {answers.name(place)}; it "
+                "must return a finite number, or None where it does not apply"
             )
         return found
 
@@ -177,8 +179,14 @@ class FunctionReward:
         return {name: value for name, value in given.items() if name in taken}
 
 
-async def _finished(awaitable: Any) -> Any:
-    return await awaitable
+def _finished(awaitable: Awaitable[Any]) -> Any:
+    """What a coroutine returns; run in a thread of its own, because a notebook has a loop running in this one."""
+
+    async def wait() -> Any:
+        return await awaitable
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, wait()).result()
 
 
 def names_of(sources: Sequence[str]) -> list[str]:

@@ -46,22 +46,35 @@ class Rewards:
         self.moments = {source.name: RunningMoments() for source in sources}
         self.total_moments = RunningMoments()
 
-    def __call__(self, answers: Answers, *, learn: bool = True) -> Scored:
+    def __call__(self, answers: Answers) -> Scored:
         """The score of each answer.
-
-        Args:
-            learn: False leaves the running moments as they are; for evaluation.
 
         Raises:
             RlhfKitError: a source fails, or says something that is not finite; the sample is named.
         """
-        config, total, raw = self.config, torch.zeros(len(answers)), {}
-        for source, weight in zip(self.sources, self.weights, strict=True):
+        raw = self.raw(answers)
+        return Scored(self.total(raw), raw)
+
+    def raw(self, answers: Answers) -> dict[str, Tensor]:
+        """What each source says, (B,) float32 on the CPU, by name; raises as `__call__` does."""
+        found = {}
+        for source in self.sources:
             said = source(answers).float().cpu()
             if (wrong := said.isinf() | (said.isnan() & (not isinstance(source, FunctionReward)))).any():
                 place = int(wrong.nonzero()[0])
                 raise RlhfKitError(f"ppo: {source.name!r} gives {float(said[place])} to {answers.name(place)}")
-            raw[source.name] = said
+            found[source.name] = said
+        return found
+
+    def total(self, raw: dict[str, Tensor], *, learn: bool = True) -> Tensor:
+        """(B,) one score an answer from what the sources said.
+
+        Args:
+            learn: False leaves the running moments as they are; for evaluation.
+        """
+        config, total = self.config, torch.zeros(())
+        for source, weight in zip(self.sources, self.weights, strict=True):
+            said = raw[source.name]
             if config.reward_normalization == "batch":
                 said = normalised(said, batch_moments(said))
             elif config.reward_normalization == "running":
@@ -73,7 +86,7 @@ class Rewards:
             if learn:
                 self.total_moments.update(total)
             total = total / self.total_moments.std
-        return Scored(_clipped(total, config.score_clip), raw)
+        return _clipped(total, config.score_clip)
 
     def hand_over(self, state: TrainerState) -> None:
         """Lets functions read where the run stands."""
@@ -98,6 +111,11 @@ class Rewards:
         """Puts back what `state` gave."""
         self.total_moments = RunningMoments(**state["total"])
         self.moments = {name: RunningMoments(**state[f"source.{name}"]) for name in self.moments}
+
+
+def means_of(raw: dict[str, Tensor]) -> dict[str, float]:
+    """The mean of each source for the log, over the answers that it applies to; none where it applies to no answer."""
+    return {f"rewards/{name}": float(said.nanmean()) for name, said in raw.items() if not said.isnan().all()}
 
 
 def _clipped(values: Tensor, limit: float | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ class Roles(nn.Module):
         super().__init__()
         self.policy, self.reference, self.value = policy, reference, value
         self.backbones = nn.ModuleList(dict.fromkeys((policy.backbone, reference.backbone, value.backbone)))
-        self.config = policy.backbone.config
+        # A copy: the Trainer writes the tokenizer's special tokens into it, and a model whose config names a pad token
+        # that it has no embedding for cannot be loaded again.
+        self.config = copy.deepcopy(policy.backbone.config)
 
     @property
     def shared(self) -> bool:
@@ -151,24 +154,28 @@ class MovingAverage:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges the average with the weights; twice is as before."""
+        """Exchanges the average with the weights; twice is as before, but that bfloat16 weights round the average."""
         for average, parameter in zip(self.values, self.role.parameters(), strict=True):
             kept = parameter.detach().float().clone()
             parameter.copy_(average)
             average.copy_(kept)
 
     def save(self, directory: Path) -> None:
-        """Writes the average as the role itself is written."""
+        """Writes the average as the role itself is written, for others to load; it stays as it is."""
+        exact = [value.clone() for value in self.values]
         self.swap()
         try:
             self.role.save(directory)
         finally:
             self.swap()
+            self.values = exact
 
-    def reload(self, directory: Path) -> None:
-        """Puts back what `save` wrote; the weights stay as they are."""
-        self.swap()
-        try:
-            self.role.reload(directory)
-        finally:
-            self.swap()
+    def restore(self, values: list[Tensor]) -> None:
+        """Puts back the `values` of a checkpoint.
+
+        Raises:
+            CheckpointError: they are of other weights.
+        """
+        if [value.shape for value in values] != [value.shape for value in self.values]:
+            raise CheckpointError("the moving average of the checkpoint is of other weights than this run trains")
+        self.values = [value.to(old.device) for value, old in zip(values, self.values, strict=True)]

@@ -223,13 +223,15 @@ def _source(
 def _named(name: str, backbone: Backbone, micro: int) -> RewardSource:
     """A reward adapter that the backbone has, `module:function`, a run of this kit, or a classification model."""
     if name in backbone.heads and name != VALUE:
-        return AdapterReward(backbone, micro, name)
+        return AdapterReward(backbone, micro, name, name)
     if ":" in name and not Path(name).exists():
         return FunctionReward(load_function(name, "ppo.reward_funcs"), name.rpartition(":")[2])
     stage = rewards.stage_of(name)
     if stage is not None and backbone.adapters and read_manifest(stage).base["id"] == backbone.base_id:
-        rewards.load(backbone, stage)
-        return AdapterReward(backbone, micro)
+        taken = sum(head.startswith(rewards.REWARD) for head in backbone.heads)
+        adapter = f"{rewards.REWARD}_{taken + 1}" if taken else rewards.REWARD
+        rewards.load(backbone, stage, adapter)
+        return AdapterReward(backbone, micro, adapter)
     return ModelReward(RewardModel.open(name), Path(name).name)
 
 
@@ -245,12 +247,18 @@ def _model(
     if tokenizer is not None:
         return ModelReward(RewardModel.of(model.to(backbone.device), tokenizer, name), label)
     _check_vocabulary(model, backbone.tokenizer, f"the reward model {label}")
+    if not isinstance(getattr(model, "score", None), torch.nn.Module):
+        raise ModelError(
+            f"the reward model {label} does not read its score at the last token; give its tokenizer in "
+            "reward_processing_classes"
+        )
     return TokenReward(model.requires_grad_(False).to(backbone.device), label, micro)
 
 
 def _check_vocabulary(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, what: str) -> None:
     size = model.config.get_text_config().vocab_size
-    if size < len(tokenizer):
+    added = tokenizer.pad_token_id  # scripts add a `[PAD]` without enlarging their models; no model is given it
+    if any(token >= size for token in tokenizer.get_vocab().values() if token != added):
         raise ModelError(
             f"{what} knows {size} tokens, the policy's tokenizer has {len(tokenizer)}: it is another vocabulary. Give "
             "its own tokenizer in reward_processing_classes, or name the model instead of handing it over"

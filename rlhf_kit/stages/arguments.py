@@ -27,6 +27,7 @@ RESERVED = {
     "max_length": "write it in the stage's own section",
     "remove_unused_columns": "the kit's batches need it off",
     "do_train": "has no effect here",
+    "resume_from_checkpoint": "the last whole checkpoint of a stage is found by itself",
     "logging_strategy": "the stage's figures are made from its log; logging_steps may be set",
 }
 

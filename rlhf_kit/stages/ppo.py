@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PrinterCallback
 
 from rlhf_kit import health, rewards
 from rlhf_kit.checkpoint import MetricsLog
@@ -25,7 +26,7 @@ from rlhf_kit.recipe import Recipe
 from rlhf_kit.records import Demonstration, Message, Prompt, Text
 from rlhf_kit.reward_model import RewardModel
 from rlhf_kit.rollout import sample
-from rlhf_kit.stages.arguments import build, fit, refuse_many_processes
+from rlhf_kit.stages.arguments import build, refuse_many_processes
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,8 @@ def train(recipe: Recipe, data: PpoData, sft: Path | None, reward: Path | None, 
     )
     trainer.samples_file = work / SAMPLES
     encoder.report("ppo")
-    fit(trainer, work)
+    trainer.remove_callback(PrinterCallback)  # `MetricsLog` prints the same, one line a step
+    trainer.train(resume_from_checkpoint=True)
     if trainer.is_world_process_zero():
         trainer.roles.save(work)
         if trainer.average is not None:
@@ -154,7 +156,9 @@ def _turn(message: Message) -> dict[str, str]:
 
 
 def _text(record: Text | Demonstration, encoder: Encoder) -> dict[str, Any]:
-    return encoder.demonstration(record) if isinstance(record, Demonstration) else {"text": record.text}
+    if isinstance(record, Demonstration):
+        return encoder.demonstration(record)
+    return {"text": record.text, "source": record.source, "weight": record.weight}
 
 
 def probe(trainer: PPOTrainer, positions: int) -> Probe:
