@@ -109,6 +109,7 @@ class Experience:
     def judge(self, sequences: Sequences) -> Judged:
         """What the roles say, in the shapes that training uses: each part is padded as the whole is, and has as many
         rows as a micro-batch, so that the first ratio is exactly 1."""
+        self.roles.eval()
         parts = [
             self._judge(sequences, rows) for rows in torch.arange(len(sequences.input_ids)).split(self.sizes.micro)
         ]
@@ -117,8 +118,6 @@ class Experience:
     def _judge(self, sequences: Sequences, rows: Tensor) -> tuple[Tensor, ...]:
         part = Sequences(sequences.input_ids[rows], sequences.attention_mask[rows], sequences.response_length)
         roles = self.roles
-        for backbone in roles.backbones:
-            backbone.eval()
         with roles.policy.playing(), self.precision(roles.policy):
             states = roles.policy.states(part)
             log_probs, entropy = self.log_probs(roles.policy, states, part)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import gc
 import logging
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,6 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
     TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
@@ -38,6 +33,7 @@ from rlhf_kit.ppo.config import PPOConfig
 from rlhf_kit.ppo.experience import Experience, Figures
 from rlhf_kit.ppo.heldout import SAMPLES, HeldOutEvaluation, append_samples, print_answers
 from rlhf_kit.ppo.learning import Learner
+from rlhf_kit.ppo.loop import AfterUpdate, Updates, few_collections, for_transformers, warm_up_above_zero
 from rlhf_kit.ppo.prompts import PromptRow, prompts_of_update, read_prompts
 from rlhf_kit.ppo.ptx import PretrainingText, tokenised, weights_of
 from rlhf_kit.ppo.rewarding import Rewards
@@ -127,12 +123,12 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         held_out = [] if eval_dataset is None else list(eval_dataset)[: config.num_eval_prompts]
         super().__init__(
             model=roles,
-            args=_for_transformers(config, self.updates, bool(held_out)),
+            args=for_transformers(config, self.updates, bool(held_out)),
             train_dataset=self.prompts,
             eval_dataset=held_out or None,
             data_collator=list,
             processing_class=policy.tokenizer,
-            callbacks=[_AfterUpdate(self), *(callbacks or [])],
+            callbacks=[AfterUpdate(self), *(callbacks or [])],
             optimizers=optimizers,
         )
         self.roles = roles
@@ -181,7 +177,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             checkpoints.refuse_damaged(Path(resume_from_checkpoint))
         if resume_from_checkpoint:
             self.args.eval_on_start = False  # done when the run began
-        with checkpoints.Termination() as self.termination, _few_collections():
+        with checkpoints.Termination() as self.termination, few_collections():
             result = super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs)
             step = self.state.global_step
             if self.termination.wished and self._saved_step != step:
@@ -250,12 +246,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         rate."""
         if self.optimizer is None:
             cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            policy, value = self.roles.parameter_groups()
-            groups = [
-                {"params": policy},
-                {"params": value, "lr": self.ppo.value_learning_rate or self.ppo.learning_rate},
-            ]
-            self.optimizer = cls(groups, **options)
+            rates = (self.ppo.learning_rate, self.ppo.value_learning_rate or self.ppo.learning_rate)
+            groups = zip(self.roles.parameter_groups(), rates, strict=True)
+            self.optimizer = cls([{"params": parameters, "lr": rate} for parameters, rate in groups], **options)
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         if missing := [parameter for parameter in self.roles.head.parameters() if id(parameter) not in held]:
             self.optimizer.add_param_group({"params": missing})  # a caller's own cannot know the head that is made here
@@ -269,11 +262,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         if self.lr_scheduler is None:
             made = super().create_scheduler(num_training_steps, optimizer)
             if isinstance(made, LambdaLR):
-                warmup = self.args.get_warmup_steps(num_training_steps)
-                made.lr_lambdas = [partial(_without_zero, factor, warmup) for factor in made.lr_lambdas]
-                made._last_lr = [base * factor(0) for base, factor in zip(made.base_lrs, made.lr_lambdas, strict=True)]
-                for group, rate in zip(made.optimizer.param_groups, made._last_lr, strict=True):
-                    group["lr"] = rate
+                warm_up_above_zero(made, self.args.get_warmup_steps(num_training_steps))
         return self.lr_scheduler
 
     def after_update(self, control: TrainerControl) -> None:
@@ -445,68 +434,3 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         )
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "README.md").write_text(card, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _few_collections() -> Iterator[None]:
-    """Takes what is there now, models and optimisers, out of what Python's garbage collector walks over: it took 4 % of
-    a training step on a CPU (measured)."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-class Updates:
-    """The data loader: the numbers of the updates, from where the run stands."""
-
-    def __init__(self, trainer: PPOTrainer) -> None:
-        self.trainer = trainer
-
-    def __len__(self) -> int:
-        return self.trainer.updates
-
-    def __iter__(self) -> Iterator[dict[str, int]]:
-        for update in range(self.trainer.state.global_step, self.trainer.updates):
-            if self.trainer.wants_to_end:  # since the update before: while it was evaluated or saved
-                return
-            yield {"update": update}
-
-
-class _AfterUpdate(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, trainer: PPOTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        self.trainer.resume_log(state)
-        return control
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        self.trainer.after_update(control)
-        return control
-
-
-def _without_zero(factor: Callable[[int], float], warmup: int, step: int) -> float:
-    return factor(step + 1 if step < warmup else step)
-
-
-def _for_transformers(config: PPOConfig, updates: int, has_held_out: bool) -> PPOConfig:
-    """A copy in which one batch of transformers' loop is one update."""
-    args = copy.copy(config)
-    args.gradient_accumulation_steps = 1
-    args.num_train_epochs, args.max_steps = 1, -1
-    args.gradient_checkpointing = args.activation_checkpointing = False  # the roles' own
-    args.ignore_data_skip = True  # `Updates` finds its place by itself
-    args.remove_unused_columns, args.label_names = False, []
-    if not has_held_out:
-        args.eval_strategy = "no"
-    elif args.eval_steps is None and args.eval_strategy != "epoch":
-        often = config.num_sample_generations
-        args.eval_strategy, args.eval_steps = ("steps", max(1, updates // often)) if often > 0 else ("no", None)
-    return args
