@@ -9,7 +9,8 @@ two halves by turns: PPO-ptx learns from one half, the loss is measured on the o
 The rise of the loss from the SFT model to the policy is the alignment tax (arXiv 2203.02155, section 3.4). For each
 seed both runs start from the same weights, sample the same prompts, and differ in `ptx_coef` alone. `cut` is the mean
 over seeds of 1 - rise with / rise without, with its 95 % interval by Student's t. Reward and KL are of 64 held-out
-prompts. The last line is JSON.
+prompts. `--other-text` is a text of another kind, which neither run learns from: `other_rise` is the rise of its loss.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def settings(recipe: Recipe, options: argparse.Namespace, seed: int, coef: float
     return recipe.model_copy(update={"ppo": section, "seed": seed})
 
 
-def one(recipe: Recipe, run: Path, texts: list[str], heldout: list[str]) -> dict[str, float]:
-    """Trains once; the loss on held-out text after it, and how the policy does on held-out prompts."""
+def one(recipe: Recipe, run: Path, texts: list[str], measured: dict[str, list[str]]) -> dict[str, Any]:
+    """Trains once; the losses on measured texts after it, and how the policy does on held-out prompts."""
     work = Path(tempfile.mkdtemp(prefix="bench-ptx-"))
     data = ppo.PpoData(
         load(str(recipe.data.prompts), "prompt"),
@@ -79,11 +80,11 @@ def one(recipe: Recipe, run: Path, texts: list[str], heldout: list[str]) -> dict
         ppo.train(recipe, data, run / "sft", run / "reward", work)
         log = [json.loads(line) for line in (work / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         evaluated = next(entry for entry in reversed(log) if "eval_score" in entry)
-        loss = loss_of(recipe, work, heldout)
+        losses = {name: loss_of(recipe, work, part) for name, part in measured.items()}
     finally:
         shutil.rmtree(work)
     names = {"score": "eval_score", "sft_score": "eval_reference_score", "kl": "eval_kl"}
-    return {"loss": loss, **{name: evaluated[figure] for name, figure in names.items()}}
+    return {"loss": losses, **{name: evaluated[figure] for name, figure in names.items()}}
 
 
 def loss_of(recipe: Recipe, adapter: Path, texts: list[str]) -> float:
@@ -100,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--other-text", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--updates", type=int, default=16)
     parser.add_argument("--ptx-coef", type=float, default=1.0)
@@ -109,15 +111,24 @@ def main() -> None:
     options = parser.parse_args()
     recipe = Recipe.model_validate(read_manifest(options.run / "reward").recipe)
     texts, heldout = paragraphs(options.text)
-    start = loss_of(settings(recipe, options, 0, 0.0), options.run / "sft", heldout)
+    measured = {"heldout": heldout}
+    if options.other_text is not None:
+        measured["other"] = paragraphs(options.other_text)[0]
+    plain = settings(recipe, options, 0, 0.0)
+    start = {name: loss_of(plain, options.run / "sft", part) for name, part in measured.items()}
     runs: list[dict[str, Any]] = []
     for seed in options.seeds:
         found = {
-            name: one(settings(recipe, options, seed, coef), options.run, texts, heldout)
+            name: one(settings(recipe, options, seed, coef), options.run, texts, measured)
             for name, coef in (("ppo", 0.0), ("ptx", options.ptx_coef))
         }
-        rise = {name: figures["loss"] - start for name, figures in found.items()}
+        rises = {
+            part: {name: figures["loss"][part] - start[part] for name, figures in found.items()} for part in measured
+        }
+        rise = rises["heldout"]
         runs.append({"seed": seed, **found, "rise": rise, "cut": 1 - rise["ptx"] / rise["ppo"]})
+        if "other" in rises:
+            runs[-1]["other_rise"] = rises["other"]
         print(json.dumps(runs[-1]), flush=True)
     cuts = [run["cut"] for run in runs]
     mean = sum(cuts) / len(cuts)

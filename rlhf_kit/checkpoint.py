@@ -139,16 +139,26 @@ def _short(value: Any) -> str:
 
 
 def open_work(run: Path, inputs: dict[str, Any]) -> Path:
-    """The work directory of an interrupted stage with the same inputs, or a new and empty one."""
+    """The work directory of an interrupted stage with the same inputs, or a new and empty one.
+
+    An interrupted run with other inputs that has a checkpoint is kept beside it as `.NAME.interrupted-N`: a mended
+    reward function is another input, and nobody wants to lose hours for it.
+    """
     work = work_directory(run)
     if work.is_dir():
         try:
             if read_json(work / INPUTS) == inputs:
                 return work
-            log.info("%s: an interrupted run with other inputs is thrown away", run.name)
+            what = "with other inputs"
         except CheckpointError:
-            log.info("%s: an interrupted run without readable inputs is thrown away", run.name)
-        shutil.rmtree(work)
+            what = "without readable inputs"
+        if checkpoints(work):
+            aside = _unused(run, f".{run.name}.interrupted")
+            work.rename(aside)
+            log.info("%s: an interrupted run %s is kept as %s", run.name, what, aside.name)
+        else:
+            log.info("%s: an interrupted run %s is thrown away", run.name, what)
+            shutil.rmtree(work)
     work.mkdir(parents=True)
     write_json(work / INPUTS, inputs)
     return work
@@ -192,6 +202,11 @@ def last_checkpoint(work: Path) -> Path | None:
     return None
 
 
+def _unused(run: Path, name: str) -> Path:
+    """`NAME-N` beside a run with the first number that is free."""
+    return next(path for n in range(1, 10_000) if not (path := run.with_name(f"{name}-{n}")).exists())
+
+
 def finish(work: Path, run: Path, manifest: Manifest, keep_checkpoints: int = 0) -> None:
     """Turns a work directory into the run directory. An older run of that name is kept beside it as `NAME.previous-N`.
 
@@ -203,7 +218,7 @@ def finish(work: Path, run: Path, manifest: Manifest, keep_checkpoints: int = 0)
     finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_json(work / MANIFEST, {**asdict(manifest), "files": files, "versions": versions(), "finished": finished})
     if run.exists():
-        aside = next(p for n in range(1, 10_000) if not (p := run.with_name(f"{run.name}.previous-{n}")).exists())
+        aside = _unused(run, f"{run.name}.previous")
         run.rename(aside)
         log.info("%s: the older result is kept as %s", run.name, aside.name)
     work.rename(run)

@@ -132,6 +132,23 @@ def test_only_the_same_inputs_go_on(tmp_path):
     assert not run.exists()
 
 
+def test_an_interrupted_run_with_a_checkpoint_is_kept_when_its_inputs_change(tmp_path, caplog):
+    """A reward function that failed and was mended is another input."""
+    run = tmp_path / "ppo"
+    for number in (1, 2):
+        work = open_work(run, {"reward": f"version {number}"})
+        (work / "checkpoints" / "checkpoint-4").mkdir(parents=True)
+        with caplog.at_level("INFO", "rlhf_kit"):
+            assert open_work(run, {"reward": "mended"}) == work
+        assert [p.name for p in work.iterdir()] == ["inputs.json"]
+        kept = tmp_path / f".ppo.interrupted-{number}"
+        assert (kept / "checkpoints" / "checkpoint-4").is_dir()
+        assert read_json(kept / "inputs.json") == {"reward": f"version {number}"}
+        assert f"ppo: an interrupted run with other inputs is kept as {kept.name}" in caplog.text
+        (work / "inputs.json").unlink()
+        work.rmdir()
+
+
 @pytest.mark.parametrize("damage", ["missing", "half", "empty"])
 def test_a_work_directory_without_readable_inputs_is_begun_anew(tmp_path, damage):
     work = open_work(tmp_path / "ppo", INPUTS)
