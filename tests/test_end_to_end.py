@@ -105,6 +105,13 @@ def times(directory: Path) -> dict[str, int]:
 # -------------------------------------------------------------------- does it learn?
 
 
+def test_the_reference_is_the_sft_adapter_and_not_the_base(out: Path) -> None:
+    """Before the first step the policy is a copy of the SFT adapter: at no distance from it, at some from the base."""
+    first = json.loads((out / "ppo" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["step"] == 1 and first["kl"] == 0.0
+    assert any(tensor.abs().max() > 1e-3 for tensor in load_file(out / "sft" / "adapter_model.safetensors").values())
+
+
 def test_sft_loss_falls(out: Path) -> None:
     losses = [entry["loss"] for entry in lines(out / "sft" / "metrics.jsonl")]
     assert losses[-1] < losses[0] - 1

@@ -134,8 +134,9 @@ class Experience:
         self, role: Role, states: Tensor, part: Sequences, *, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies (B, R) of the responses, at the temperature of sampling."""
-        options = {"entropy_gradient": True} if entropy_gradient else {}
-        return role.backbone.log_probs(states, part.responses, temperature=self.config.temperature, **options)
+        return role.backbone.log_probs(
+            states, part.responses, temperature=self.config.temperature, entropy_gradient=entropy_gradient
+        )
 
     def _episodes(self, answers: Answers, judged: Judged, scored: Scored, kl_coef: float) -> tuple[Episodes, Figures]:
         config, mask = self.config, answers.sequences.response_mask
