@@ -174,3 +174,19 @@ def test_without_held_out_prompts_evaluation_is_a_clear_error(tmp_path):
 def test_held_out_rows_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(RlhfKitError, match=r"^eval_dataset#2: prompt: neither a prompt nor input_ids; the row has x"):
         with_held_out(tmp_path, rows=[HELD_OUT[0], {"x": 1}])
+
+
+def test_a_reward_that_fails_in_an_evaluation_costs_no_update(tmp_path):
+    """transformers evaluates before it saves: the update that was due to be saved must be there all the same."""
+
+    def fails_on_held_out(completion_ids, **columns):
+        if "wish" in columns and made.state.global_step == 2:
+            raise OSError("the judge does not answer")
+        return evens(completion_ids)
+
+    made = with_held_out(
+        tmp_path, fails_on_held_out, total_episodes=32, eval_steps=1, save_strategy="steps", save_steps=1
+    )
+    with pytest.raises(RlhfKitError, match="the judge does not answer"):
+        made.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]

@@ -36,7 +36,7 @@ class RewardSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class AdapterReward:
     """The kit's reward model as an adapter with a head on the policy's own base: no second model in memory."""
 
@@ -57,7 +57,7 @@ class AdapterReward:
         return torch.cat(parts)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenReward:
     """A sequence classification model that is given the policy's tokens, as TRL's `reward_model` was.
 
@@ -89,7 +89,7 @@ class TokenReward:
         return torch.cat(parts)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModelReward:
     """A reward model with a base, a tokenizer and a chat template of its own, given texts."""
 

@@ -203,8 +203,7 @@ def make_sources(
     micro = Sizes.of(config).micro
     sources = [_source(func, tokenizer, backbone, micro) for func, tokenizer in zip(funcs, own, strict=True)]
     for source, name in zip(sources, names_of([source.name for source in sources]), strict=True):
-        if name != source.name:
-            object.__setattr__(source, "name", name)
+        source.name = name
     return sources
 
 

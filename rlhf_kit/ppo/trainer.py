@@ -307,7 +307,12 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             raise RlhfKitError("ppo: there are no held-out prompts to evaluate on; give an eval_dataset")
         started = time.perf_counter()
         self.experience.rewards.hand_over(self.state)
-        found, table = self.held_out()
+        try:
+            found, table = self.held_out()
+        except RlhfKitError:  # transformers would save only after this
+            if self.control.should_save:
+                self._save_checkpoint(self.model, None)
+            raise
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
         append_samples(self.samples_file, self.state.global_step, table)
