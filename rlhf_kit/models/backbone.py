@@ -1,10 +1,9 @@
 """One base model, named LoRA adapters, scalar heads: the four models of PPO in the memory of one.
 
 `Backbone` is the only owner of which adapter is active and of what requires a gradient. PEFT's `set_adapter` rewrites
-`requires_grad`, so that a rollout under another adapter would silently freeze parameters between two updates; here
-the flags are
-put back each time from one table. A role must enclose its forward and its backward pass: with gradient checkpointing
-the backward pass runs the layers again, under whatever adapter is active then.
+`requires_grad`, so that a rollout under another adapter would silently freeze parameters between two updates; here a
+switch leaves the flags alone, and they are set from one table. A role must enclose its forward and its backward pass:
+with gradient checkpointing the backward pass runs the layers again, under whatever adapter is active then.
 """
 
 from __future__ import annotations
