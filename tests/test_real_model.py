@@ -58,7 +58,7 @@ def work(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     rankings = load(str(data.rankings), "ranking")[:2]
     reward.train(recipe, rankings, [], demonstrations, directory / "sft", directory / "reward")
     prompts = load(str(data.prompts), "prompt")[:4]
-    ppo.train(recipe, prompts, directory / "sft", directory / "reward", directory / "ppo")
+    ppo.train(recipe, ppo.PpoData(prompts), directory / "sft", directory / "reward", directory / "ppo")
     yield directory
 
 
