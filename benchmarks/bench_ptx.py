@@ -1,21 +1,22 @@
 """What PPO-ptx keeps: the language model loss on held-out text after PPO with and without it, several seeds.
 
-    python benchmarks/bench_ptx.py RUN --text FILE [--seeds 0 1 2] [--ptx-coef 1.0] [--updates 16]
+    python benchmarks/bench_ptx.py RUN --text FILE [--seeds 0 1 2] [--ptx-coef 0.2] [--updates 12]
 
 RUN is the directory of a run whose SFT and reward stages are finished (`rlhf-kit sft RECIPE`, `rlhf-kit reward
 RECIPE`); its recipe is taken, with the settings below put over it. FILE is plain text; its paragraphs are split into
 two halves by turns: PPO-ptx learns from one half, the loss is measured on the other, in nats a token.
 
 The rise of the loss from the SFT model to the policy is the alignment tax (arXiv 2203.02155, section 3.4). For each
-seed both runs start from the same weights, sample the same prompts, and differ in `ptx_coef` alone. `cut` is the mean
-over seeds of 1 - rise with / rise without, with its 95 % interval by Student's t. Reward and KL are of 64 held-out
-prompts. `--other-text` is a text of another kind, which neither run learns from: `other_rise` is the rise of its loss.
-The last line is JSON.
+seed both runs start from the same weights, sample the same prompts, and differ in `ptx_coef` alone; every few updates
+the policy answers 64 held-out prompts and the loss is measured. `cut` is 1 - rise with / rise without at the largest KL
+that both runs reach, its mean over seeds with the 95 % interval by Student's t. `--other-text` is a text of another
+kind, which neither run learns from. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import shutil
@@ -26,8 +27,8 @@ from typing import Any
 from scipy import stats
 
 from rlhf_kit import Recipe, load
-from rlhf_kit.checkpoint import read_manifest
-from rlhf_kit.models import load_backbone
+from rlhf_kit.checkpoint import checkpoints, read_manifest
+from rlhf_kit.models import Backbone, load_backbone
 from rlhf_kit.ppo.ptx import mean_loss, tokenised
 from rlhf_kit.process import prepare_torch
 from rlhf_kit.records import Text
@@ -60,16 +61,21 @@ def settings(recipe: Recipe, options: argparse.Namespace, seed: int, coef: float
         "ptx_coef": coef,
         "ptx_batch_size": options.ptx_batch_size,
         "ptx_max_length": 96,
-        "eval_steps": options.updates,
+        "eval_steps": options.every,
         "num_eval_prompts": 64,
-        "save_steps": options.updates,
+        "save_steps": options.every,
+        "save_total_limit": options.updates,
     }
     section = recipe.ppo.model_copy(update=changed)
     return recipe.model_copy(update={"ppo": section, "seed": seed})
 
 
-def one(recipe: Recipe, run: Path, texts: list[str], measured: dict[str, list[str]]) -> dict[str, Any]:
-    """Trains once; the losses on measured texts after it, and how the policy does on held-out prompts."""
+Point = dict[str, float]
+"""Of the policy after some updates: `kl` and `score` on held-out prompts, and the loss on each measured text."""
+
+
+def one(recipe: Recipe, run: Path, texts: list[str], measured: dict[str, list[str]]) -> list[Point]:
+    """Trains once; how the policy does at each checkpoint."""
     work = Path(tempfile.mkdtemp(prefix="bench-ptx-"))
     data = ppo.PpoData(
         load(str(recipe.data.prompts), "prompt"),
@@ -79,21 +85,64 @@ def one(recipe: Recipe, run: Path, texts: list[str], measured: dict[str, list[st
     try:
         ppo.train(recipe, data, run / "sft", run / "reward", work)
         log = [json.loads(line) for line in (work / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        evaluated = next(entry for entry in reversed(log) if "eval_score" in entry)
-        losses = {name: loss_of(recipe, work, part) for name, part in measured.items()}
+        evaluated = {entry["step"]: entry for entry in log if "eval_score" in entry}
+        losses = losses_of(recipe, checkpoints(work), measured)
     finally:
         shutil.rmtree(work)
-    names = {"score": "eval_score", "sft_score": "eval_reference_score", "kl": "eval_kl"}
-    return {"loss": losses, **{name: evaluated[figure] for name, figure in names.items()}}
+    steps = sorted(evaluated)
+    if len(losses) != len(steps):
+        raise SystemExit(f"{len(losses)} checkpoints for {len(steps)} evaluations")
+    return [
+        {"step": step, "kl": evaluated[step]["eval_kl"], "score": evaluated[step]["eval_score"], **loss}
+        for step, loss in zip(steps, losses, strict=True)
+    ]
 
 
-def loss_of(recipe: Recipe, adapter: Path, texts: list[str]) -> float:
-    """Nats a token of texts under an adapter."""
+def losses_of(recipe: Recipe, adapters: list[Path], measured: dict[str, list[str]]) -> list[dict[str, float]]:
+    """Nats a token of each text under each adapter."""
     backbone = load_backbone(recipe.model)
-    backbone.load_adapter("it", adapter)
-    items = tokenised([{"text": text} for text in texts], backbone.tokenizer, recipe.ppo.ptx_max_length)
-    with backbone.role("it"), autocast(backbone):
-        return mean_loss(backbone, items, backbone.tokenizer.pad_token_id)
+    found = []
+    for number, adapter in enumerate(adapters):
+        backbone.load_adapter(name := f"checkpoint{number}", adapter)
+        with backbone.role(name), autocast(backbone):
+            found.append(
+                {name: mean_loss(backbone, _items(recipe, backbone, part), 0) for name, part in measured.items()}
+            )
+    return found
+
+
+def _items(recipe: Recipe, backbone: Backbone, texts: list[str]) -> list[dict[str, list[int]]]:
+    return tokenised([{"text": text} for text in texts], backbone.tokenizer, recipe.ppo.ptx_max_length)
+
+
+def cut(runs: dict[str, list[Point]], start: Point, axis: str, text: str) -> dict[str, float]:
+    """By how much less the loss has risen with pretraining text, where both runs have come equally far on an axis.
+
+    The curves begin at the SFT model and are straight between checkpoints; the place is the farthest that both reach.
+    """
+    curves = {name: [start, *points] for name, points in runs.items()}
+    place = min(max(point[axis] for point in curve) for curve in curves.values())
+    rise = {name: _at(curve, axis, place, text) - start[text] for name, curve in curves.items()}
+    return {"at": place, "rise_ppo": rise["ppo"], "rise_ptx": rise["ptx"], "cut": 1 - rise["ptx"] / rise["ppo"]}
+
+
+def _at(curve: list[Point], axis: str, place: float, text: str) -> float:
+    """The loss where a curve first comes to a place."""
+    for before, after in itertools.pairwise(curve):
+        if before[axis] <= place <= after[axis]:
+            share = (place - before[axis]) / max(after[axis] - before[axis], 1e-9)
+            return before[text] + share * (after[text] - before[text])
+    return curve[-1][text]
+
+
+def interval(values: list[float]) -> list[float]:
+    """The 95 % interval of the mean by Student's t."""
+    if len(values) < 2:
+        return [math.nan, math.nan]
+    mean, count = sum(values) / len(values), len(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1))
+    spread = float(stats.t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
+    return [mean - spread, mean + spread]
 
 
 def main() -> None:
@@ -103,11 +152,12 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--other-text", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=16)
-    parser.add_argument("--ptx-coef", type=float, default=1.0)
+    parser.add_argument("--updates", type=int, default=12)
+    parser.add_argument("--every", type=int, default=3, help="updates between two points of the curves")
+    parser.add_argument("--ptx-coef", type=float, default=0.2)
     parser.add_argument("--ptx-batch-size", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--kl-coef", type=float, default=0.05)
+    parser.add_argument("--learning-rate", type=float, default=6e-4)
+    parser.add_argument("--kl-coef", type=float, default=0.02)
     options = parser.parse_args()
     recipe = Recipe.model_validate(read_manifest(options.run / "reward").recipe)
     texts, heldout = paragraphs(options.text)
@@ -115,28 +165,20 @@ def main() -> None:
     if options.other_text is not None:
         measured["other"] = paragraphs(options.other_text)[0]
     plain = settings(recipe, options, 0, 0.0)
-    start = {name: loss_of(plain, options.run / "sft", part) for name, part in measured.items()}
+    start: Point = {"kl": 0.0, "score": -math.inf, **losses_of(plain, [options.run / "sft"], measured)[0]}
     runs: list[dict[str, Any]] = []
     for seed in options.seeds:
-        found = {
+        curves = {
             name: one(settings(recipe, options, seed, coef), options.run, texts, measured)
             for name, coef in (("ppo", 0.0), ("ptx", options.ptx_coef))
         }
-        rises = {
-            part: {name: figures["loss"][part] - start[part] for name, figures in found.items()} for part in measured
-        }
-        rise = rises["heldout"]
-        runs.append({"seed": seed, **found, "rise": rise, "cut": 1 - rise["ptx"] / rise["ppo"]})
-        if "other" in rises:
-            runs[-1]["other_rise"] = rises["other"]
+        found = {f"{text}_at_equal_kl": cut(curves, start, "kl", text) for text in measured}
+        runs.append({"seed": seed, **found, **curves})
         print(json.dumps(runs[-1]), flush=True)
-    cuts = [run["cut"] for run in runs]
-    mean = sum(cuts) / len(cuts)
-    spread = math.nan
-    if len(cuts) > 1:
-        deviation = math.sqrt(sum((cut - mean) ** 2 for cut in cuts) / (len(cuts) - 1))
-        spread = float(stats.t.ppf(0.975, len(cuts) - 1)) * deviation / math.sqrt(len(cuts))
-    result = {"benchmark": "ptx", "loss_of_sft": start, "cut": mean, "interval": [mean - spread, mean + spread]}
+    result: dict[str, Any] = {"benchmark": "ptx", "loss_of_sft": {text: start[text] for text in measured}}
+    for text in measured:
+        cuts = [run[f"{text}_at_equal_kl"]["cut"] for run in runs]
+        result[f"cut_{text}"] = {"mean": sum(cuts) / len(cuts), "interval": interval(cuts)}
     print(json.dumps({**result, "settings": {k: str(v) for k, v in vars(options).items()}, "runs": runs}))
 
 

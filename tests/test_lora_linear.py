@@ -9,7 +9,7 @@ from peft import get_peft_model
 from peft.tuners.lora import Linear
 from torch import nn
 
-from rlhf_kit.models.lora_linear import fuse
+from rlhf_kit.models.lora_linear import as_peft, fuse
 
 BF16 = torch.bfloat16
 IDS = torch.tensor([[10, 20, 30, 40, 50, 60], [70, 80, 90, 100, 110, 120]])
@@ -307,3 +307,14 @@ def test_neither_checkpointing_nor_other_roles_between_change_a_gradient(way):
     for changed, plain in zip(gradients(**way), gradients(), strict=True):
         assert plain.abs().max() > 0
         assert torch.equal(changed, plain)
+
+
+def test_as_peft_is_pefts_own_to_the_bit():
+    """An export is reloaded by PEFT alone, and its logits are compared with those of the trained model."""
+    layer = layer_of(BF16)
+    x = inputs(BF16)
+    with torch.no_grad(), autocast(BF16):
+        expected = type(layer).forward(layer, x)
+        with as_peft():
+            assert torch.equal(layer(x), expected)
+        assert not torch.equal(layer(x), expected)  # else this test would show nothing

@@ -16,6 +16,7 @@ from rlhf_kit.checkpoint import MetricsLog
 from rlhf_kit.data import Encoder
 from rlhf_kit.errors import DataError, ModelError, Problem
 from rlhf_kit.models import Backbone, ScalarHead, load_backbone, lora_config
+from rlhf_kit.models.lora_linear import as_peft
 from rlhf_kit.models.probe import Probe
 from rlhf_kit.ppo.config import OWN_TO_RECIPES, PPOConfig
 from rlhf_kit.ppo.heldout import SAMPLES
@@ -172,7 +173,8 @@ def probe(trainer: PPOTrainer, positions: int) -> Probe:
             with trainer.experience.precision(role):
                 answers = sample(backbone, prompts, max_new_tokens=trainer.ppo.response_length, generator=generator)
             sequences += [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        return Probe.take(backbone.base, sequences, len(backbone.tokenizer), backbone.tokenizer.pad_token_id)
+        with as_peft():  # as an export is reloaded
+            return Probe.take(backbone.base, sequences, len(backbone.tokenizer), backbone.tokenizer.pad_token_id)
 
 
 def _last_means(history: list[dict[str, float]]) -> dict[str, float]:
