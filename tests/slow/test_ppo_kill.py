@@ -165,9 +165,9 @@ def test_killed_ten_times_it_ends_as_if_it_had_not_been(place: Path) -> None:
     check_same(place / "killed" / "ppo", place / "whole" / "ppo")
     assert not list((place / "killed").rglob("*_saving*"))
     went_on = [int(n) for n in re.findall(r"goes on after update (\d+) of", log_of(place, "killed").read_text())]
+    # How many hit a save is chance (1 to 6 of 10, seen); kills at each point of one are in tests/test_ppo_resume.py.
     print(f"{landed} kills landed, {in_the_middle} in a save; went on after {went_on}; targets {targets}")
     assert landed >= 8
-    assert in_the_middle >= 2
     assert went_on == sorted(went_on) and len(went_on) >= 6 and len(set(went_on)) >= 5
     assert went_on[-1] > UPDATES // 2
 
