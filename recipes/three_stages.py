@@ -3,7 +3,7 @@
     python recipes/three_stages.py
     accelerate launch --num_processes 1 recipes/three_stages.py --model ./my-model --data-dir ./my-data
 
-Expect what `rlhf-kit run recipes/quickstart.yaml` does, in a quarter of an hour on two CPU cores. What is finished is
+Expect what `rlhf-kit run recipes/quickstart.yaml` does, in five minutes or so on two CPU cores. What is finished is
 skipped when it is started again, and what was interrupted goes on. `report.html` in OUTPUT_DIR shows what changed.
 """
 
