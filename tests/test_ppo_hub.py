@@ -44,7 +44,7 @@ class Hub:
 
     def create_repo(self, name: str, *, token: str | None, private: bool | None, exist_ok: bool) -> RepoUrl:
         self.made.append((name, token))
-        return RepoUrl(f"https://huggingface.co/{name}")
+        return RepoUrl(f"http://127.0.0.1/{name}", endpoint="http://127.0.0.1")
 
     def upload_folder(
         self,
