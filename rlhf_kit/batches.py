@@ -78,6 +78,10 @@ class Sequences:
         """(B, R, ...) of a (B, T, ...): the states that predict the response tokens."""
         return hidden[:, -self.response_length - 1 : -1]
 
+    def select(self, rows: Tensor) -> Sequences:
+        """The sequences `rows` (a 1-D index tensor), still padded as the whole is."""
+        return Sequences(self.input_ids[rows], self.attention_mask[rows], self.response_length)
+
     def to(self, device: torch.device | str) -> Sequences:
         """The same batch on another device."""
         return Sequences(self.input_ids.to(device), self.attention_mask.to(device), self.response_length)
@@ -115,8 +119,7 @@ class Episodes:
         """The episodes `rows` (a 1-D index tensor), still padded as the whole was: padding must not depend on the
         minibatch, or the first ratio of policy to old policy is not exactly 1 in low precision."""
         picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "sequences"}
-        s = self.sequences
-        return Episodes(Sequences(s.input_ids[rows], s.attention_mask[rows], s.response_length), **picked)
+        return Episodes(self.sequences.select(rows), **picked)
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[Episodes]:
         """The episodes once, in random order, `size` at a time."""

@@ -295,6 +295,10 @@ def prompt_texts(prompts: Sequence[Prompt]) -> list[str]:
 
 def beginning(prompt: Conversation) -> str:
     """The first words of a prompt's last turn on one line, for messages."""
-    text = prompt if isinstance(prompt, str) else prompt[-1].content
+    return one_line(prompt if isinstance(prompt, str) else prompt[-1].content)
+
+
+def one_line(text: str, most: int = 60) -> str:
+    """A text as a part of a message: on one line, cut at so many characters."""
     line = " ".join(text.split())
-    return line if len(line) <= 60 else line[:57] + "..."
+    return line if len(line) <= most else line[: most - 3] + "..."

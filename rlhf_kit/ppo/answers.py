@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_kit.batches import Sequences
-from rlhf_kit.ppo.prompts import PromptRow
+from rlhf_kit.data import one_line
+from rlhf_kit.ppo.prompts import PromptRow, last_turn
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,5 @@ class Answers:
 
     def name(self, place: int) -> str:
         """An answer in a message: its place, its beginning and that of its prompt."""
-        shown = self.rows[place].shown
-        prompt = shown if isinstance(shown, str) else shown[-1]["content"]
-        return f"sample {place + 1} of {len(self)}, {short(self.texts[place])!r} to the prompt {short(prompt)!r}"
-
-
-def short(text: str, most: int = 60) -> str:
-    """A text as a part of a line."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 3] + "..."
+        said, asked = one_line(self.texts[place]), one_line(last_turn(self.rows[place].shown))
+        return f"sample {place + 1} of {len(self)}, {said!r} to the prompt {asked!r}"

@@ -111,12 +111,12 @@ class Experience:
         rows as a micro-batch, so that the first ratio is exactly 1."""
         self.roles.eval()
         parts = [
-            self._judge(sequences, rows) for rows in torch.arange(len(sequences.input_ids)).split(self.sizes.micro)
+            self._judge(sequences.select(rows))
+            for rows in torch.arange(len(sequences.input_ids)).split(self.sizes.micro)
         ]
         return Judged(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _judge(self, sequences: Sequences, rows: Tensor) -> tuple[Tensor, ...]:
-        part = Sequences(sequences.input_ids[rows], sequences.attention_mask[rows], sequences.response_length)
+    def _judge(self, part: Sequences) -> tuple[Tensor, ...]:
         roles = self.roles
         with roles.policy.playing(), self.precision(roles.policy):
             states = roles.policy.states(part)

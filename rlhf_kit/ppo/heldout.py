@@ -18,7 +18,7 @@ from rlhf_kit import rl
 from rlhf_kit.measures import win_rate
 from rlhf_kit.ppo.answers import Answers
 from rlhf_kit.ppo.experience import Experience
-from rlhf_kit.ppo.prompts import PromptRow
+from rlhf_kit.ppo.prompts import PromptRow, last_turn
 from rlhf_kit.ppo.rewarding import means_of
 
 SAMPLES = "samples.jsonl"
@@ -31,12 +31,10 @@ class HeldOut:
     Attributes:
         answers: one to each prompt.
         raw: (B,) what each reward source said, by name.
-        kl: (B,) nats of each response from the reference.
     """
 
     answers: Answers
     raw: dict[str, Tensor]
-    kl: Tensor
 
 
 class HeldOutEvaluation:
@@ -71,7 +69,7 @@ class HeldOutEvaluation:
             "score": float(score.mean()),
             "reference_score": float(reference_score.mean()),
             "win_rate": sum(wins) / len(wins),
-            "kl": float(policy.kl.mean()),
+            "kl": self._kl(policy.answers),
             "response_length": float(lengths.mean()),
             "eos_rate": float(policy.answers.ended.float().mean()),
         }
@@ -100,10 +98,13 @@ class HeldOutEvaluation:
         experience = self.experience
         role = experience.roles.reference if reference else experience.roles.policy
         answers = experience.sample(self.rows, torch.Generator().manual_seed(self.seed), role)
-        mask = answers.sequences.response_mask
-        judged = experience.judge(answers.sequences)
+        return HeldOut(answers, experience.rewards.raw(answers))
+
+    def _kl(self, answers: Answers) -> float:
+        """Nats a response from the reference, the mean over the answers."""
+        judged = self.experience.judge(answers.sequences)
         kl = rl.kl_penalty(judged.log_probs, judged.reference)
-        return HeldOut(answers, experience.rewards.raw(answers), torch.where(mask, kl, 0.0).sum(1).cpu())
+        return float(torch.where(answers.sequences.response_mask, kl, 0.0).sum(1).mean())
 
 
 def append_samples(path: Path, step: int, table: Sequence[dict[str, Any]]) -> None:
@@ -121,8 +122,7 @@ def print_answers(table: Sequence[dict[str, Any]]) -> None:
     """Shows rows of an evaluation on the terminal, one row a prompt."""
     shown = Table("prompt", "policy", "score", "reference", "score", show_lines=True)
     for row in table:
-        prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         scores = [f"{row[name]:.2f}" for name in ("score", "reference_score")]
-        cells = (prompt, row["policy"], scores[0], row["reference"], scores[1])
+        cells = (last_turn(row["prompt"]), row["policy"], scores[0], row["reference"], scores[1])
         shown.add_row(*map(Text, cells))  # as text: brackets in an answer are not markup
     Console().print(shown)

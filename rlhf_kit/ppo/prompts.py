@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_kit.data import one_line
 from rlhf_kit.errors import DataError, Problem
 
 Shown = str | list[dict[str, str]]
@@ -60,7 +61,7 @@ def read_prompts(
             continue
         if not 0 < len(made.ids) <= room:
             words = f"has {len(made.ids)} tokens, and the context of the model leaves {room} beside the response"
-            problems.append(Problem(where, "prompt", f"{words}: {_beginning(made.shown)!r}"))
+            problems.append(Problem(where, "prompt", f"{words}: {one_line(last_turn(made.shown))!r}"))
         found.append(made)
     if not found and not problems:
         problems = [Problem(name, "", "holds no prompts; PPO needs at least one")]
@@ -99,10 +100,9 @@ def _is_turn(turn: object) -> bool:
     return isinstance(turn, Mapping) and {"role", "content"} <= turn.keys()
 
 
-def _beginning(shown: Shown) -> str:
-    text = shown if isinstance(shown, str) else shown[-1]["content"]
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else line[:57] + "..."
+def last_turn(shown: Shown) -> str:
+    """What a prompt asks last: the text, or the last turn of the conversation."""
+    return shown if isinstance(shown, str) else shown[-1]["content"]
 
 
 def prompts_of_update(
@@ -112,9 +112,18 @@ def prompts_of_update(
 
     Depends on the seed and the number of the update alone, so that a run goes on as if it had not been interrupted.
     """
-    size, count = batch_size // copies, len(rows)
-    chosen: list[PromptRow] = []
-    for position in range(update * size, (update + 1) * size):
-        order = torch.Generator().manual_seed(seed * 7_919 + position // count)
-        chosen += [rows[int(torch.randperm(count, generator=order)[position % count])]] * copies
-    return chosen
+    places = reshuffled(update, batch_size // copies, len(rows), seed * 7_919)
+    return [rows[place] for place in places for _ in range(copies)]
+
+
+def reshuffled(number: int, size: int, count: int, seed: int) -> list[int]:
+    """The places of batch `number` of a data set of `count` rows that is gone through again and again, each pass in an
+    order of its own; it depends on the arguments alone."""
+    orders: dict[int, list[int]] = {}
+    places = []
+    for position in range(number * size, (number + 1) * size):
+        once, place = divmod(position, count)
+        if once not in orders:
+            orders[once] = torch.randperm(count, generator=torch.Generator().manual_seed(seed + once)).tolist()
+        places.append(orders[once][place])
+    return places

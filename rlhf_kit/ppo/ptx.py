@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_kit.batches import expect
 from rlhf_kit.errors import DataError, Problem
 from rlhf_kit.models import Backbone
+from rlhf_kit.ppo.prompts import reshuffled
 
 _IGNORED = -100
 
@@ -84,11 +85,7 @@ class PretrainingText:
         if self.weights is not None:
             draw = torch.Generator().manual_seed(self.seed * 6_007 + number)
             return torch.multinomial(self.weights, self.batch_size, replacement=True, generator=draw).tolist()
-        count, places = len(self.items), []
-        for position in range(number * self.batch_size, (number + 1) * self.batch_size):
-            order = torch.Generator().manual_seed(self.seed * 6_007 + position // count)
-            places.append(int(torch.randperm(count, generator=order)[position % count]))
-        return places
+        return reshuffled(number, self.batch_size, len(self.items), self.seed * 6_007)
 
     @staticmethod
     def loss(backbone: Backbone, batch: TextBatch) -> Tensor:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import TrainerState
 
 from rlhf_kit import rewards
-from rlhf_kit.batches import Sequences
+from rlhf_kit.data import one_line
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.models import Backbone
-from rlhf_kit.ppo.answers import Answers, short
+from rlhf_kit.ppo.answers import Answers
 from rlhf_kit.reward_model import RewardModel
 
 
@@ -48,12 +48,11 @@ class AdapterReward:
     @torch.no_grad()
     def __call__(self, answers: Answers) -> Tensor:
         """Read at the last token of the response, from the policy's own tokens."""
-        whole, parts = answers.sequences, []
+        parts = []
         self.backbone.eval()
         for rows in torch.arange(len(answers)).split(self.micro_batch_size):
-            part = Sequences(whole.input_ids[rows], whole.attention_mask[rows], whole.response_length)
             with rewards.autocast(self.backbone):
-                parts.append(rewards.score_batch(self.backbone, part, self.adapter))
+                parts.append(rewards.score_batch(self.backbone, answers.sequences.select(rows), self.adapter))
         return torch.cat(parts)
 
 
@@ -72,12 +71,12 @@ class TokenReward:
     @torch.no_grad()
     def __call__(self, answers: Answers) -> Tensor:
         """Read at the last token of the response."""
-        whole, parts = answers.sequences, []
+        parts = []
         device = next(self.model.parameters()).device
         decoder = self.model.get_decoder()
         self.model.eval()
         for rows in torch.arange(len(answers)).split(self.micro_batch_size):
-            part = Sequences(whole.input_ids[rows], whole.attention_mask[rows], whole.response_length).to(device)
+            part = answers.sequences.select(rows).to(device)
             positions = (part.attention_mask.long().cumsum(1) - 1).clamp(min=0)
             hidden = decoder(
                 input_ids=part.input_ids,
@@ -103,7 +102,7 @@ class ModelReward:
                 [str(row.shown) + t for row, t in zip(answers.rows, answers.texts, strict=True)]
             )
         prompts = [row.shown for row in answers.rows]
-        return self.model.score(prompts, answers.texts, ended=answers.ended.tolist())  # fmt: skip
+        return self.model.score(prompts, answers.texts, ended=answers.ended.tolist())
 
 
 @dataclass
@@ -139,7 +138,7 @@ class FunctionReward:
             kind = type(failure).__name__
             raise RlhfKitError(
                 f"ppo: the reward function {self.name!r} failed on {answers.name(0)} and those beside it: "
-                f"{kind}: {short(str(failure), 200)}"
+                f"{kind}: {one_line(str(failure), 200)}"
             ) from failure
         if len(values) != len(answers):
             raise RlhfKitError(
@@ -157,8 +156,8 @@ class FunctionReward:
             found = math.inf
         if not math.isfinite(found):
             raise RlhfKitError(
-                f"ppo: the reward function {self.name!r} returned {short(repr(value))} for {answers.name(place)}; it "
-                "must return a finite number, or None where it does not apply"
+                f"ppo: the reward function {self.name!r} returned {one_line(repr(value))} for {answers.name(place)}; "
+                "it must return a finite number, or None where it does not apply"
             )
         return found
 
