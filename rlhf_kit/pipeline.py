@@ -304,7 +304,7 @@ def _ppo(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path]
 
 
 def _export(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:
-    from rlhf_kit.export import export_adapter
+    from rlhf_kit.export.adapter import export_adapter
 
     return export_adapter(recipe, parents["ppo"], read_manifest(parents["ppo"]), work)
 
@@ -391,7 +391,7 @@ def export_reward_run(run_directory: Path, out: Path | None = None, *, merged: b
         CheckpointError: the run has no finished reward stage, or `out` exists.
         ExportError: what was written does not score as the trained model does; nothing is left of it.
     """
-    from rlhf_kit.export_reward import export_reward
+    from rlhf_kit.export.reward import export_reward
 
     stage = run_directory / "reward" if (run_directory / "reward").is_dir() else run_directory
     out = out or stage.parent / "export-reward"

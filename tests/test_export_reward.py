@@ -18,11 +18,11 @@ from tiny import make_tiny_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from rlhf_kit import export_reward as module
+from rlhf_kit.export import reward as module
 from rlhf_kit import rewards
 from rlhf_kit.checkpoint import INPUTS, Manifest
 from rlhf_kit.errors import CheckpointError, ExportError
-from rlhf_kit.export_reward import compare, export_reward
+from rlhf_kit.export.reward import compare, export_reward
 from rlhf_kit.models import Backbone, ScalarHead
 from rlhf_kit.models.backbone import WEIGHTS_FILE
 from rlhf_kit.models.heads import HEAD_FILE

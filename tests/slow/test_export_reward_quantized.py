@@ -22,7 +22,7 @@ from transformers import (
 
 from rlhf_kit import Recipe, load_backbone, rewards
 from rlhf_kit.checkpoint import Manifest
-from rlhf_kit.export_reward import export_reward
+from rlhf_kit.export.reward import export_reward
 from rlhf_kit.models import ScalarHead
 from rlhf_kit.models.heads import HEAD_FILE
 

@@ -23,7 +23,7 @@ from rlhf_kit.errors import ExportError
 from rlhf_kit.models import Backbone, load_base, load_tokenizer, resolve
 from rlhf_kit.models.loading import base_id, resolve_dtype
 from rlhf_kit.recipe import ModelSection, Recipe
-from rlhf_kit.reward_card import reward_card
+from rlhf_kit.export.reward_card import reward_card
 from rlhf_kit.rewards import REWARD, load, score
 
 log = logging.getLogger(__name__)
