@@ -33,6 +33,7 @@ INPUTS = "inputs.json"
 METRICS = "metrics.jsonl"
 CHECKSUMS = "checksums.json"
 CHECKPOINTS = "checkpoints"
+_WEIGHTS = (".safetensors", ".gguf")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 _PACKAGES = ("rlhf_kit", "torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "deepspeed")
 
@@ -213,7 +214,8 @@ def finish(work: Path, run: Path, manifest: Manifest, keep_checkpoints: int = 0)
     The checkpoints go last: a stage that is killed in here goes on from them. Of the newest `keep_checkpoints` the
     adapters stay.
     """
-    weights = sorted(path for path in work.rglob("*.safetensors") if CHECKPOINTS not in path.relative_to(work).parts)
+    paths = sorted(path for path in work.rglob("*") if path.suffix in _WEIGHTS)
+    weights = [path for path in paths if CHECKPOINTS not in path.relative_to(work).parts]
     files = {str(path.relative_to(work)): sha256_of(str(path)) for path in weights}
     finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_json(work / MANIFEST, {**asdict(manifest), "files": files, "versions": versions(), "finished": finished})

@@ -18,11 +18,12 @@ from typing import Any
 from rlhf_kit.cli_convert import add_convert
 from rlhf_kit.cli_corpus import add_curate, add_stats
 from rlhf_kit.cli_evaluate import add_evaluate
+from rlhf_kit.cli_export import add_export
 from rlhf_kit.cli_sample import add_sample
 from rlhf_kit.cli_score import add_score
 from rlhf_kit.cli_shared import count, temperature
 from rlhf_kit.cli_validate import add_validate
-from rlhf_kit.errors import CheckpointError, ExportError, RlhfKitError
+from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.process import line_for, prepare_torch, set_up_logging
 
 __all__ = ["main"]
@@ -115,18 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add_score(command)
     add_sample(command)
 
-    export = command(
-        "export", _export, "write the policy or the reward model of a run for others to load, and verify it"
-    )
-    export.add_argument("run", metavar="RUN", type=Path, help="the output_dir of a run")
-    export.add_argument(
-        "--to",
-        choices=("adapter", "reward"),
-        default="adapter",
-        help="the policy's adapter (default), or the reward model as a classification model with one label",
-    )
-    export.add_argument("--merged", action="store_true", help="with --to reward: a whole model instead of an adapter")
-    export.add_argument("--out", metavar="DIR", type=Path, help="a new directory (default: in RUN)")
+    add_export(command)
 
     chat = command("chat", _chat, "talk to the base model and the trained ones side by side in the terminal")
     chat.add_argument("run", metavar="RUN", type=Path, help="the output_dir of a run")
@@ -173,22 +163,6 @@ def _train(arguments: argparse.Namespace) -> int:
     from rlhf_kit.pipeline import run, run_step
 
     print(run(recipe) if arguments.command == "run" else run_step(recipe, arguments.command))
-    return 0
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    _check_run(arguments.run)
-    prepare_torch()
-    if arguments.to == "reward":
-        from rlhf_kit.pipeline import export_reward_run
-
-        print(export_reward_run(arguments.run, arguments.out, merged=arguments.merged))
-        return 0
-    if arguments.merged:
-        raise ExportError("--merged is for --to reward; the policy is exported as an adapter")
-    from rlhf_kit.pipeline import export_run
-
-    print(export_run(arguments.run, arguments.out))
     return 0
 
 

@@ -304,9 +304,10 @@ def _ppo(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path]
 
 
 def _export(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:
-    from rlhf_kit.export.adapter import export_adapter
+    from rlhf_kit.export.exporting import Wish, write
+    from rlhf_kit.export.source import find
 
-    return export_adapter(recipe, parents["ppo"], read_manifest(parents["ppo"]), work)
+    return write(find(parents["ppo"]), Wish(positions=recipe.export.positions), work)
 
 
 def _evaluation(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:
@@ -364,46 +365,18 @@ def _collect_metrics(recipe: Recipe, steps: list[str]) -> None:
 
 
 def export_run(run_directory: Path, out: Path | None = None) -> Path:
-    """Exports the policy of a whole run by what its own manifest says; returns the directory.
+    """Exports the policy of a whole run as an adapter, by what its own manifest says; returns the directory.
+
+    Args:
+        out: a new directory; the run's own export step where it is left out.
 
     Raises:
         CheckpointError: the run has no finished PPO stage.
+        ExportError: what was written does not do what the trained model does; nothing is left of it.
     """
-    manifest = read_manifest(run_directory / "ppo")
-    recipe = Recipe.model_validate(manifest.recipe).model_copy(update={"output_dir": str(run_directory)})
+    from rlhf_kit.export.exporting import Wish, export
+
+    recipe = Recipe.model_validate(read_manifest(run_directory / "ppo").recipe)
     if out is None:
-        return run_step(recipe, "export")
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; name a new directory")
-    run_records(recipe, "export", {}, out)
-    return out
-
-
-def export_reward_run(run_directory: Path, out: Path | None = None, *, merged: bool = False) -> Path:
-    """Exports the reward model of a run as a sequence classification model with one label; returns the directory.
-
-    Args:
-        run_directory: of a whole run, or of its reward stage.
-        out: a new directory; `export-reward` in the run where it is left out.
-        merged: a whole model; else an adapter with its head.
-
-    Raises:
-        CheckpointError: the run has no finished reward stage, or `out` exists.
-        ExportError: what was written does not score as the trained model does; nothing is left of it.
-    """
-    from rlhf_kit.export.reward import export_reward
-
-    stage = run_directory / "reward" if (run_directory / "reward").is_dir() else run_directory
-    out = out or stage.parent / "export-reward"
-    if out.exists():
-        raise CheckpointError(f"{out}: exists already; name a new directory with --out")
-    trained = read_manifest(stage)
-    if trained.stage != "reward":
-        raise CheckpointError(f"{stage}: is a {trained.stage} stage; name a run with a finished reward stage")
-    inputs = {"reward": trained.files, "merged": merged}
-    work, started = open_work(out, inputs), time.monotonic()
-    metrics = export_reward(Recipe.model_validate(trained.recipe), stage, trained, work, merged=merged)
-    seconds = round(time.monotonic() - started, 1)
-    parents = {"reward": f"../{stage.name}"}
-    finish(work, out, Manifest("export", inputs, metrics, seconds, trained.base, parents, trained.recipe))
-    return out
+        return run_step(recipe.model_copy(update={"output_dir": str(run_directory)}), "export")
+    return export(run_directory, Wish(positions=recipe.export.positions), out=out)

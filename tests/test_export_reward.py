@@ -18,11 +18,12 @@ from tiny import make_tiny_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from rlhf_kit.export import reward as module
 from rlhf_kit import rewards
 from rlhf_kit.checkpoint import INPUTS, Manifest
 from rlhf_kit.errors import CheckpointError, ExportError
+from rlhf_kit.export import reward as module
 from rlhf_kit.export.reward import compare, export_reward
+from rlhf_kit.export.source import Source
 from rlhf_kit.models import Backbone, ScalarHead
 from rlhf_kit.models.backbone import WEIGHTS_FILE
 from rlhf_kit.models.heads import HEAD_FILE
@@ -32,6 +33,10 @@ KINDS = ("llama", "qwen3", "gpt2")
 PAD, END = make_tiny_tokenizer().pad_token_id, make_tiny_tokenizer().eos_token_id
 # Of different lengths, so that a batch has padding.
 SEQUENCES = [[*range(5 + 7 * n, 5 + 7 * n + 3 + 4 * n), END] for n in range(6)]
+
+
+def source_of(recipe: Recipe, stage: Path, manifest: Manifest) -> Source:
+    return Source(stage, "reward", stage, stage, manifest, recipe)
 
 
 def make_stage(
@@ -126,7 +131,7 @@ def out(tmp_path: Path) -> Path:
 def test_plain_libraries_give_the_trained_scores(kind: str, merged: bool, tmp_path: Path, out: Path) -> None:
     axes = ("helpful", "truthful", "harmless") if kind == "llama" else ("overall",)
     recipe, manifest = make_stage(tmp_path, kind, axes=axes)
-    figures = export_reward(recipe, tmp_path / "reward", manifest, out, merged=merged)
+    figures = export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=merged)
     model = by_transformers(tmp_path, out)
     assert_equal_scores(batch_scores(model, out), kit_scores(tmp_path), figures["offset"])
     assert figures["sequences"] >= 32 and figures["max_difference"] <= figures["limit"]
@@ -135,7 +140,7 @@ def test_plain_libraries_give_the_trained_scores(kind: str, merged: bool, tmp_pa
 
 def test_merged_model_is_whole_and_says_what_it_is(tmp_path: Path, out: Path) -> None:
     recipe, manifest = make_stage(tmp_path, "gpt2")
-    figures = export_reward(recipe, tmp_path / "reward", manifest, out, merged=True)
+    figures = export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=True)
     _, report = AutoModelForSequenceClassification.from_pretrained(out, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     config = json.loads((out / "config.json").read_text())
@@ -157,7 +162,7 @@ def test_merged_model_is_whole_and_says_what_it_is(tmp_path: Path, out: Path) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapter_loads_by_every_door(kind: str, tmp_path: Path, out: Path) -> None:
     recipe, manifest = make_stage(tmp_path, kind)
-    offset = export_reward(recipe, tmp_path / "reward", manifest, out, merged=False)["offset"]
+    offset = export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=False)["offset"]
     expected = kit_scores(tmp_path)
     for door in (AutoPeftModelForSequenceClassification, AutoModelForSequenceClassification):
         model = (
@@ -181,7 +186,7 @@ def test_trl_trains_on_from_the_same_loss(merged: bool, tmp_path: Path, out: Pat
     from trl import RewardConfig, RewardTrainer
 
     recipe, manifest = make_stage(tmp_path, "qwen3")
-    export_reward(recipe, tmp_path / "reward", manifest, out, merged=merged)
+    export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=merged)
     if merged:
         model: Any = str(out)
     else:
@@ -204,7 +209,7 @@ def test_trl_trains_on_from_the_same_loss(merged: bool, tmp_path: Path, out: Pat
 @pytest.mark.parametrize("merged", [False, True])
 def test_card_is_valid_and_its_code_runs(merged: bool, tmp_path: Path, out: Path) -> None:
     recipe, manifest = make_stage(tmp_path, "llama")
-    figures = export_reward(recipe, tmp_path / "reward", manifest, out, merged=merged)
+    figures = export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=merged)
     card = ModelCard.load(out / "README.md")
     assert card.data.pipeline_tag == "text-classification"
     assert card.data.library_name == ("transformers" if merged else "peft")
@@ -224,13 +229,13 @@ def test_card_is_valid_and_its_code_runs(merged: bool, tmp_path: Path, out: Path
 
 def test_card_names_a_base_of_the_hub_and_no_place_of_this_machine(tmp_path: Path, out: Path) -> None:
     recipe, manifest = make_stage(tmp_path, "llama", base_id="someone/tiny-llama")
-    export_reward(recipe, tmp_path / "reward", manifest, out, merged=False)
+    export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=False)
     data = ModelCard.load(out / "README.md").data.to_dict()
     assert data["base_model"] == "someone/tiny-llama" and data["base_model_relation"] == "adapter"
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/tiny-llama"
     assert "adapter_model" not in (out / "README.md").read_text()
     (tmp_path / "merged").mkdir()
-    export_reward(recipe, tmp_path / "reward", manifest, tmp_path / "merged", merged=True)
+    export_reward(source_of(recipe, tmp_path / "reward", manifest), tmp_path / "merged", merged=True)
     for path in (*out.iterdir(), *(tmp_path / "merged").iterdir()):
         assert str(tmp_path).encode() not in path.read_bytes(), path.name
 
@@ -242,7 +247,7 @@ def test_a_model_without_chat_template(tmp_path: Path, out: Path) -> None:
     settings = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text())
     settings.pop("chat_template", None)
     (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(settings))
-    export_reward(recipe, tmp_path / "reward", manifest, out, merged=True)
+    export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=True)
     code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(code[1].replace("THIS_DIRECTORY", str(out)), names)
@@ -259,7 +264,7 @@ def test_two_exports_are_the_same_bytes(merged: bool, tmp_path: Path) -> None:
     made = []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        export_reward(recipe, tmp_path / "reward", manifest, tmp_path / name, merged=merged)
+        export_reward(source_of(recipe, tmp_path / "reward", manifest), tmp_path / name, merged=merged)
         made.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert made[0] == made[1] and len(made[0]) >= 5
     if not merged:
@@ -271,7 +276,7 @@ def test_bfloat16(tmp_path: Path, out: Path) -> None:
     """The adapter is exact on the base's rounded weights; merged weights are rounded once more, and float32 is there
     for whoever asks."""
     recipe, manifest = make_stage(tmp_path, "llama", dtype="bfloat16")
-    figures = export_reward(recipe, tmp_path / "reward", manifest, out, merged=False)
+    figures = export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=False)
     assert figures["limit"] <= 1e-4 * max(1, figures["spread"]) and figures["dtype"] == "float32"
     exact = export_of(recipe, manifest, tmp_path, "float32")
     assert exact["limit"] == figures["limit"] and exact["spread"] == figures["spread"]
@@ -294,7 +299,7 @@ def test_the_base_is_loaded_as_it_was_in_training(tmp_path: Path, out: Path) -> 
     for dtype in ("float32", "bfloat16"):
         manifest.base["dtype"] = dtype
         (tmp_path / dtype).mkdir()
-        figures = export_reward(recipe, tmp_path / "reward", manifest, tmp_path / dtype, merged=True)
+        figures = export_reward(source_of(recipe, tmp_path / "reward", manifest), tmp_path / dtype, merged=True)
         assert figures["dtype"] == dtype
         assert str(AutoModelForSequenceClassification.from_pretrained(tmp_path / dtype).dtype) == f"torch.{dtype}"
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "float32")
@@ -303,7 +308,9 @@ def test_the_base_is_loaded_as_it_was_in_training(tmp_path: Path, out: Path) -> 
 
 def export_of(recipe: Recipe, manifest: Manifest, directory: Path, dtype: Any) -> dict[str, Any]:
     (directory / str(dtype)).mkdir()
-    return export_reward(recipe, directory / "reward", manifest, directory / str(dtype), merged=True, dtype=dtype)
+    return export_reward(
+        source_of(recipe, directory / "reward", manifest), directory / str(dtype), merged=True, dtype=dtype
+    )
 
 
 # -------------------------------------------------------------------- what is refused
@@ -325,7 +332,7 @@ def test_a_damaged_head_is_refused_and_nothing_is_left(
     damage(tmp_path / "reward" / HEAD_FILE, **{name: value})
     (out / INPUTS).write_text("{}")  # as a step's work directory has it
     with pytest.raises(ExportError, match=message):
-        export_reward(recipe, tmp_path / "reward", manifest, out, merged=merged)
+        export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=merged)
     assert [path.name for path in out.iterdir()] == [INPUTS]
 
 
@@ -334,7 +341,7 @@ def test_a_head_cut_off_is_refused(tmp_path: Path, out: Path) -> None:
     whole = (tmp_path / "reward" / HEAD_FILE).read_bytes()
     (tmp_path / "reward" / HEAD_FILE).write_bytes(whole[:-20])
     with pytest.raises(CheckpointError, match=HEAD_FILE):
-        export_reward(recipe, tmp_path / "reward", manifest, out, merged=True)
+        export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=True)
     assert not list(out.iterdir())
 
 
@@ -358,7 +365,7 @@ def test_a_copy_that_scores_otherwise_is_not_left(
 
     monkeypatch.setattr(module, writer, careless)
     with pytest.raises(ExportError, match="differ from the trained"):
-        export_reward(recipe, tmp_path / "reward", manifest, out, merged=merged)
+        export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=merged)
     assert not list(out.iterdir())
 
 
@@ -377,7 +384,7 @@ def test_a_merged_model_without_its_head_is_not_left(
 
     monkeypatch.setattr(module, "write_merged", forgetful)
     with pytest.raises(ExportError, match=r"missing.*score\.weight"):
-        export_reward(recipe, tmp_path / "reward", manifest, out, merged=True)
+        export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=True)
     assert not list(out.iterdir())
 
 
@@ -393,7 +400,7 @@ def test_a_wrong_pad_token_is_found(tmp_path: Path, out: Path, monkeypatch: pyte
 
     monkeypatch.setattr(module, "write_merged", careless)
     with pytest.raises(ExportError, match="differ from the trained"):
-        export_reward(recipe, tmp_path / "reward", manifest, out, merged=True)
+        export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=True)
 
 
 def test_an_architecture_without_a_plain_head_is_refused(tmp_path: Path, out: Path) -> None:
@@ -412,13 +419,13 @@ def test_a_directory_in_use_is_left_alone(tmp_path: Path, out: Path) -> None:
     recipe, manifest = make_stage(tmp_path, "llama")
     (out / "mine.txt").write_text("mine")
     with pytest.raises(ExportError, match="not empty"):
-        export_reward(recipe, tmp_path / "reward", manifest, out, merged=True)
+        export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=True)
     assert (out / "mine.txt").read_text() == "mine"
     (out / INPUTS).write_text("{}")  # then it is a step's own, with what an interrupted attempt has left
-    export_reward(recipe, tmp_path / "reward", manifest, out, merged=True)
+    export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=True)
     assert not (out / "mine.txt").exists() and (out / INPUTS).exists()
     with pytest.raises(ExportError, match="an adapter is written in float32"):
-        export_reward(recipe, tmp_path / "reward", manifest, out, merged=False, dtype="bfloat16")
+        export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=False, dtype="bfloat16")
 
 
 def test_compare_by_hand(tmp_path: Path) -> None:

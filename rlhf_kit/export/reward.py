@@ -1,5 +1,5 @@
-"""Carrying the reward model away as a plain sequence classification model with one label, verified: a copy that does
-not score as the trained model did is not written."""
+"""A reward or value model as a plain sequence classification model with one label, verified: a copy that does not
+score as the trained model did is not written."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from rlhf_kit.checkpoint import INPUTS, Manifest
+from rlhf_kit.checkpoint import INPUTS
 from rlhf_kit.classifier import write_adapter, write_merged
 from rlhf_kit.data import Encoder
 from rlhf_kit.errors import ExportError
-from rlhf_kit.models import Backbone, load_base, load_tokenizer, resolve
+from rlhf_kit.export.questions import QUESTIONS
+from rlhf_kit.export.reward_card import reward_card
+from rlhf_kit.export.source import Source
+from rlhf_kit.models import Backbone, ScalarHead, load_base, load_tokenizer, resolve
 from rlhf_kit.models.loading import base_id, resolve_dtype
 from rlhf_kit.recipe import ModelSection, Recipe
-from rlhf_kit.export.reward_card import reward_card
-from rlhf_kit.rewards import REWARD, load, score
+from rlhf_kit.rewards import REWARD, score
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +36,6 @@ TOLERANCE = 1e-4
 # SmolLM2-135M, 0.01 to 0.05 on tiny models of four architectures, with random adapters and heads.
 ROUNDED = 0.25
 
-_QUESTIONS = (
-    "Why is the sky blue?",
-    "Name three colours.",
-    "Is a whale a fish? Answer in one word.",
-    "你好，请介绍一下自己。",
-)
 _ANSWERS = (
     "No.",
     "I do not know, sorry.",
@@ -48,6 +44,7 @@ _ANSWERS = (
     "1. Read the question.\n2. Think.\n3. Answer it in plain words.\n\nThat is all.",
     "你好！我可以回答问题，也可以帮忙写作。",
 )
+_QUESTIONS = 4
 _RANDOM_SEQUENCES = 12
 _LONGEST = 24
 
@@ -65,27 +62,19 @@ class Texts:
         return [prompt + response for prompt, response in zip(self.prompts, self.responses, strict=True)]
 
 
-def export_reward(
-    recipe: Recipe,
-    run: Path,
-    trained: Manifest,
-    out: Path,
-    *,
-    merged: bool,
-    dtype: Literal["float32", "bfloat16"] | None = None,
-) -> dict[str, Any]:
-    """Writes the reward model of a stage to `out` as transformers and PEFT load it, reloads it and compares scores.
+def export_reward(source: Source, out: Path, *, merged: bool, dtype: str | None = None) -> dict[str, Any]:
+    """Writes a reward or value model to `out` as transformers and PEFT load it, reloads it and compares scores.
 
     Both sides are computed in float32, so that the limit can be narrow: of a base in bfloat16 with its weights as they
     are, of a quantised base with its dequantised weights. A merged model in bfloat16 is first written and compared in
     float32, and once more after its weights were rounded.
 
     Args:
-        run: directory of the reward stage.
-        trained: its manifest.
+        source: with a head.
         out: an empty directory, or the work directory of a step; what was written is gone if this function raises.
         merged: a whole model; else a PEFT adapter (task type SEQ_CLS) that holds the head too.
-        dtype: of a merged model's weights; where left out, that of the base it was trained on. An adapter is float32.
+        dtype: of a merged model's weights, float32 or bfloat16; where left out, that of the base it was trained on. An
+            adapter is float32.
 
     Returns:
         What was measured: the number of sequences, the scores' standard deviation, the largest difference between
@@ -103,10 +92,11 @@ def export_reward(
         raise ExportError(f"{out}: not empty; name a new directory")
     if dtype is not None and not merged:
         raise ExportError("dtype is of a merged model; an adapter is written in float32, as it was trained")
-    # In the precision of the training, whatever this machine would choose, and with an attention that knows float32.
-    model = recipe.reward_model.model_copy(update={"dtype": trained.base["dtype"], "attn_implementation": None})
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ExportError(f"dtype: a {source.role} model is written in float32 or bfloat16, not in {dtype}")
+    model = source.model.model_copy(update={"attn_implementation": None})
     try:
-        return _export(recipe, model, run, trained, out, dtype or trained.base["dtype"] if merged else None)
+        return _export(source, model, out, dtype or model.dtype if merged else None)
     except BaseException:
         _clear(out)
         raise
@@ -120,16 +110,15 @@ def _clear(out: Path) -> None:
             path.unlink()
 
 
-def _export(
-    recipe: Recipe, model: ModelSection, run: Path, trained: Manifest, out: Path, dtype: str | None
-) -> dict[str, Any]:
+def _export(source: Source, model: ModelSection, out: Path, dtype: str | None) -> dict[str, Any]:
     """A merged model in `dtype`, or an adapter where it is None. `model` is what the base is loaded by."""
     backbone, quantization = _in_float32(model)
-    load(backbone, run)
+    backbone.load_adapter(REWARD, source.adapter)
+    backbone.add_head(REWARD, ScalarHead.load(source.head or source.adapter, backbone.hidden_size))
     tokenizer = backbone.tokenizer
     tokenizer.padding_side = "right"
     tokenizer.save_pretrained(out)
-    texts = probe_texts(backbone, recipe)
+    texts = probe_texts(backbone, source.recipe)
     expected = score(backbone, texts.prompts, texts.responses, packed=False)
     offset = backbone.heads[REWARD].folded()[1]
     if dtype is not None:
@@ -137,7 +126,7 @@ def _export(
         del backbone
         reloaded: nn.Module = _reload_merged(out, model)
     else:
-        write_adapter(backbone, run, model, out)
+        write_adapter(backbone, source.adapter, model, out)
         del backbone
         reloaded = _reload_adapter(out, model, tokenizer.pad_token_id, quantization)
     figures = compare(out, expected, _both_ways(reloaded, texts, tokenizer.pad_token_id), offset)
@@ -146,7 +135,7 @@ def _export(
         found = _both_ways(_reload_merged(out, model), texts, tokenizer.pad_token_id)
         figures = compare(out, expected, found, offset, rounded=True)
     figures |= {"merged": dtype is not None, "dtype": dtype or "float32"}
-    card = reward_card(recipe, trained, figures, chat=tokenizer.chat_template is not None)
+    card = reward_card(source, figures, chat=tokenizer.chat_template is not None)
     (out / "README.md").write_text(card, encoding="utf-8")
     return figures
 
@@ -165,7 +154,7 @@ def probe_texts(backbone: Backbone, recipe: Recipe) -> Texts:
     tokenizer = backbone.tokenizer
     encoder = Encoder(tokenizer, max_prompt_length=recipe.data.max_prompt_length, max_length=recipe.reward.max_length)
     texts = Texts([], [])
-    for question in _QUESTIONS:
+    for question in QUESTIONS[:_QUESTIONS]:
         prompt = encoder.prompt(question)
         for number, answer in enumerate(_ANSWERS):
             texts.prompts.append(prompt)

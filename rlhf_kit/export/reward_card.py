@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from huggingface_hub import ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-from rlhf_kit.checkpoint import Manifest
+from rlhf_kit.export.card import code, figures_of, metadata, table
+from rlhf_kit.export.lineage import data_of, name_of, settings_of
+from rlhf_kit.export.source import REWARD, VALUE, Source
 from rlhf_kit.models.loading import base_id
-from rlhf_kit.recipe import Recipe
-
-# Settings of the stage that are not a plain value, or may name a place on the machine of the training.
-_NOT_SHOWN = ("trainer", "model", "lora", "phases", "init")
 
 _LOAD_ADAPTER = """base = AutoModelForSequenceClassification.from_pretrained(
     "{base}", num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32
@@ -23,6 +17,13 @@ _LOAD_MERGED = (
     'model = AutoModelForSequenceClassification.from_pretrained("THIS_DIRECTORY", dtype=torch.float32).eval()'
 )
 
+_WHATS = {
+    REWARD: """from ranked answers (arXiv 2203.02155, section 3.5): of two answers
+to a prompt, the one with the higher score is the one that the labelers would rather have""",
+    VALUE: """by PPO (arXiv 1707.06347), beside its policy: at any token of an
+answer, the reward that the policy is expected to get from there on, penalties included""",
+}
+
 _CHAT = """prompt = tokenizer.apply_chat_template(
     [{"role": "user", "content": "Why is the sky blue?"}], add_generation_prompt=True, tokenize=False
 )
@@ -30,25 +31,24 @@ prompt = tokenizer(prompt, add_special_tokens=False)["input_ids"]"""
 _PLAIN = 'prompt = tokenizer("Why is the sky blue?")["input_ids"]'
 
 
-def reward_card(recipe: Recipe, trained: Manifest, figures: dict[str, Any], *, chat: bool) -> str:
+def reward_card(source: Source, figures: dict[str, Any], *, chat: bool) -> str:
     """The text of `README.md`, metadata included.
 
     Args:
-        trained: the manifest of the reward stage.
         figures: what `export_reward` measured.
         chat: whether prompts are rendered by a chat template.
     """
-    base = trained.base
-    name = base_id(recipe.reward_model)
-    weights = f"`{base['name_or_path']}`" + (f", sha256 `{base['sha256']}`" if base["sha256"] else "")
+    base, trained, recipe = source.model, source.trained, source.recipe
+    name = base_id(base)
+    weights = code(name_of(base.name_or_path)) + (f", sha256 {code(base.sha256)}" if base.sha256 else "")
+    merged = figures["merged"]
     return f"""---
-{_metadata(name, merged=figures["merged"])}---
+{_metadata(name, merged=merged)}---
 
-# Reward model on {name}
+# {source.role.capitalize()} model on {code(name)}
 
-{_kind(figures["merged"])}, made with `rlhf_kit` from ranked answers (arXiv 2203.02155, section 3.5): of two answers
-to a prompt, the one with the higher score is the one that the labelers would rather have.
-The weights that it was trained on: {weights}, in {base["dtype"]}{_quantised(base["quantization"], figures["merged"])}.
+{_kind(merged)}, made with `rlhf_kit` {_WHATS[source.role]}.
+The weights that it was trained on: {weights}, in {base.dtype}{_quantised(base.quantization, merged)}.
 
 ## Scores
 
@@ -72,15 +72,17 @@ Largest difference between two differences of scores: {figures["max_difference"]
 
 ## Measured at the end of the training
 
-{_table("figure", _figures(trained.metrics))}
+{table(figures_of(trained.metrics), "figure", "value")}
 
 ## Data
 
-{_list(trained.inputs["data"])}
+{table(((data.field, data.name, data.sha256) for data in data_of(trained)), "data", "name", "sha256")}
 
 ## Settings
 
-{_table("setting", _settings(trained))}
+Those that are not the recipe's defaults.
+
+{table(settings_of(trained), "setting", "value")}
 
 Seed {recipe.seed}. Versions: {", ".join(f"{name} {number}" for name, number in trained.versions.items())}.
 """
@@ -88,17 +90,13 @@ Seed {recipe.seed}. Versions: {", ".join(f"{name} {number}" for name, number in 
 
 def _metadata(base: str, *, merged: bool) -> str:
     """What the Hub reads, as YAML."""
-    data: dict[str, Any] = {
-        "library_name": "transformers" if merged else "peft",
-        "pipeline_tag": "text-classification",
-        "tags": ["reward-model", "rlhf", "rlhf_kit", *([] if merged else ["lora"])],
-    }
-    try:
-        validate_repo_id(base)
-        data |= {"base_model": base, "base_model_relation": "finetune" if merged else "adapter"}
-    except HFValidationError:
-        pass  # weights of no repository; the Hub would refuse the card
-    return str(ModelCardData(**data).to_yaml()) + "\n"
+    return metadata(
+        base,
+        "finetune" if merged else "adapter",
+        library_name="transformers" if merged else "peft",
+        pipeline_tag="text-classification",
+        tags=["reward-model", "rlhf", "rlhf_kit", *([] if merged else ["lora"])],
+    )
 
 
 def _kind(merged: bool) -> str:
@@ -134,28 +132,3 @@ def _example(base: str, figures: dict[str, Any], *, chat: bool) -> str:
             f"    scores = model(**batch).logits[:, 0].float() + {figures['offset']!r}",
         ]
     )
-
-
-def _figures(metrics: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The numbers of nested metrics, an interval as one."""
-    for name, value in metrics.items():
-        if isinstance(value, dict) and {"value", "low", "high"} <= set(value):
-            yield prefix + name, f"{value['value']:.4g} ({value['low']:.4g} to {value['high']:.4g})"
-        elif isinstance(value, dict):
-            yield from _figures(value, f"{prefix}{name}.")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield prefix + name, f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _settings(trained: Manifest) -> Iterator[tuple[str, str]]:
-    for name, value in trained.recipe[trained.stage].items():
-        if name not in _NOT_SHOWN:
-            yield name, str(value)
-
-
-def _table(what: str, rows: Iterator[tuple[str, str]]) -> str:
-    return "\n".join([f"| {what} | value |", "|---|---|", *(f"| `{name}` | `{value}` |" for name, value in rows)])
-
-
-def _list(data: dict[str, Any]) -> str:
-    return "\n".join(f"* `{name}`: sha256 `{digest}`" for name, digest in data.items())

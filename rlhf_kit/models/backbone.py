@@ -9,7 +9,7 @@ with gradient checkpointing the backward pass runs the layers again, under whate
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,25 @@ class Backbone(nn.Module):
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in state.items()}, directory / WEIGHTS_FILE, {"format": "pt"}
         )
+
+    def weight_adapters(
+        self, name: str, adapters: list[str], weights: Sequence[float], method: str, *, density: float | None = None
+    ) -> None:
+        """A new adapter from several by PEFT's `add_weighted_adapter`.
+
+        Args:
+            method: its `combination_type`.
+            density: the share of values that methods which prune keep.
+
+        Raises:
+            ValueError, KeyError, RuntimeError: PEFT's own, where the adapters do not go together by this method.
+        """
+        self.peft.base_model.add_weighted_adapter(
+            adapters, list(weights), name, combination_type=method, density=density
+        )
+        self._index()
+        self._select(self._active)
+        self._set_flags()
 
     def add_head(self, name: str, head: ScalarHead) -> None:
         """A scalar head, named as the adapter that it belongs to."""

@@ -147,9 +147,10 @@ def load_backbone(model: ModelSection) -> Backbone:
 
 def base_id(model: ModelSection) -> str:
     """What adapters declare as `base_model_name_or_path`: the Hub id, never a path of this machine."""
-    return model.base_id or (
-        model.name_or_path if not Path(model.name_or_path).exists() else Path(model.name_or_path).stem
-    )
+    path = Path(model.name_or_path)
+    if model.base_id is not None or not path.exists():
+        return model.base_id or model.name_or_path
+    return path.stem if path.is_file() else path.resolve().name  # a directory may have a dot in its name
 
 
 def _first_line(failure: BaseException) -> str:

@@ -23,6 +23,7 @@ from transformers import (
 from rlhf_kit import Recipe, load_backbone, rewards
 from rlhf_kit.checkpoint import Manifest
 from rlhf_kit.export.reward import export_reward
+from rlhf_kit.export.source import Source
 from rlhf_kit.models import ScalarHead
 from rlhf_kit.models.heads import HEAD_FILE
 
@@ -54,6 +55,10 @@ def make_base(directory: Path) -> None:
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def source_of(recipe: Recipe, stage: Path, manifest: Manifest) -> Source:
+    return Source(stage, "reward", stage, stage, manifest, recipe)
 
 
 def make_stage(directory: Path, quantization: str, dtype: str) -> tuple[Recipe, Manifest, Tensor]:
@@ -131,7 +136,7 @@ def test_merged_is_the_dequantised_base_with_adapter_and_head(quantization: str,
     recipe, manifest, trained = make_stage(tmp_path, quantization, "float32")
     out = tmp_path / "out"
     out.mkdir()
-    figures = export_reward(recipe, tmp_path / "reward", manifest, out, merged=True)
+    figures = export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=True)
     model = AutoModelForSequenceClassification.from_pretrained(out)
     assert model.dtype == torch.float32 and "quantization_config" not in model.config.to_dict()
     found = batch_scores(model, out) + figures["offset"]
@@ -149,7 +154,7 @@ def test_adapter_on_a_4bit_base_scores_as_the_stage(tmp_path: Path) -> None:
     recipe, manifest, trained = make_stage(tmp_path, "4bit", "float32")
     out = tmp_path / "out"
     out.mkdir()
-    figures = export_reward(recipe, tmp_path / "reward", manifest, out, merged=False)
+    figures = export_reward(source_of(recipe, tmp_path / "reward", manifest), out, merged=False)
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
     base = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "base", num_labels=1, dtype=torch.float32, quantization_config=quantization

@@ -1,0 +1,133 @@
+"""A whole model: the base with the adapter added to its weights, verified."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlhf_kit.errors import ExportError
+from rlhf_kit.export.comparison import POSITIONS, Limit, Reference, judge, logits_of, own_answers, refer
+from rlhf_kit.export.source import Source
+from rlhf_kit.export.trained import TRAINED, Mixture, check_probe, load_trained
+from rlhf_kit.models import Backbone
+from rlhf_kit.models.lora_linear import as_peft
+from rlhf_kit.recipe import ModelSection
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Calibrated by benchmarks/calibrate_export.py; what was measured stands in benchmarks/RESULTS.md.
+LIMITS = {
+    "float32": Limit(max_difference=1e-4),
+    "float16": Limit(top1_agreement=0.995, mean_kl=1e-4),
+    "bfloat16": Limit(top1_agreement=0.96, mean_kl=5e-3),
+}
+
+# A file at most. safetensors copies the tensors of a file before it writes them: of small files the copy is small.
+_SHARES = 16
+_SMALLEST = 100_000_000
+_LARGEST = 2_000_000_000
+
+
+def export_merged(
+    source: Source, out: Path, *, dtype: str | None, mixture: Mixture | None = None, positions: int = POSITIONS
+) -> dict[str, Any]:
+    """Writes the merged model and its tokenizer to `out`, reloads it with transformers, and compares logits.
+
+    Args:
+        out: an empty directory; what is in it counts only if this function returns.
+        dtype: of the weights, one of `DTYPES`; where it is left out, that of the base in training.
+
+    Returns:
+        What was measured.
+
+    Raises:
+        ExportError: the reloaded model differs from the trained one, or the adapter changes nothing.
+        CheckpointError: the trained adapter is damaged.
+    """
+    dtype = dtype or source.model.dtype
+    reference = write_merged(source, out, DTYPES[dtype], mixture, positions)
+    reloaded = reload(out, source.model)
+    found = reference.compare(logits_of(reloaded, reloaded, reference.answers, _computed(DTYPES[dtype])))
+    return judge(out, reference, found, LIMITS[dtype], loader="transformers") | {"dtype": dtype}
+
+
+def write_merged(
+    source: Source, out: Path, dtype: torch.dtype, mixture: Mixture | None, positions: int = POSITIONS
+) -> Reference:
+    """The merged model in `out`, and what it is to be compared with. Never more than one model in memory."""
+    backbone = load_trained(source, mixture)
+    if dtype == torch.float32:
+        backbone.base.float()
+    elif mixture is None:
+        with as_peft(), backbone.role(TRAINED):
+            check_probe(source, backbone.base)
+    reference = refer(backbone, TRAINED, own_answers(backbone, TRAINED, positions), out, _computed(dtype))
+    backbone.tokenizer.save_pretrained(out)
+    model = merge(backbone, dtype)
+    del backbone
+    save(model, out)
+    del model
+    gc.collect()
+    return reference
+
+
+def _computed(dtype: torch.dtype) -> torch.dtype:
+    """The precision of a comparison. In float32 the order of the sums alone, W x + B A x or (W + B A) x, moves logits
+    by 1e-4 (measured)."""
+    return torch.float64 if dtype == torch.float32 else torch.float32
+
+
+def merge(backbone: Backbone, dtype: torch.dtype) -> PreTrainedModel:
+    """The base with the adapter `TRAINED` in its weights; the backbone is of no use afterwards.
+
+    Each layer's sum is made in float32 and rounded once. PEFT would round the update first and the sum again.
+
+    Raises:
+        ExportError: a weight is beyond what `dtype` holds.
+    """
+    for layer in (m for m in backbone.base.modules() if isinstance(m, BaseTunerLayer)):
+        weight = layer.get_base_layer().weight
+        weight.data = weight.data.float()
+        layer.merge(adapter_names=[TRAINED])
+        weight.data = weight.data.to(dtype)
+    model: PreTrainedModel = backbone.peft.base_model.unload()
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(dtype)
+        if not torch.isfinite(parameter.data).all():
+            raise ExportError(f"{name}: the merged weights are not finite in {dtype}; export in bfloat16 or float32")
+    model.config.dtype = dtype
+    return model
+
+
+def save(model: PreTrainedModel, out: Path) -> None:
+    """Weights and configuration; in several files where one would need too much memory to write."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    model.save_pretrained(out, max_shard_size=min(max(size // _SHARES, _SMALLEST), _LARGEST))
+
+
+def reload(out: Path, model: ModelSection) -> PreTrainedModel:
+    """The written model as anyone loads it, in the precision that it was written in.
+
+    Raises:
+        ExportError: weights are missing, or are none of the model's.
+    """
+    wanted = json.loads((out / "config.json").read_text(encoding="utf-8")).get("dtype")
+    found, report = AutoModelForCausalLM.from_pretrained(
+        out,
+        dtype="auto",
+        attn_implementation=model.attn_implementation,  # else another kernel's rounding is compared too
+        use_safetensors=True,
+        trust_remote_code=model.trust_remote_code,
+        output_loading_info=True,
+    )
+    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])})
+    if wrong:
+        raise ExportError(f"{out}: reloaded, weights are missing or are none of the model's: {', '.join(wrong[:3])}")
+    if str(found.dtype) != f"torch.{wanted}":
+        raise ExportError(f"{out}: written in {wanted}, but loaded in {found.dtype}")
+    return found.eval()
