@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_kit.checkpoint import write_json
-from rlhf_kit.errors import ExportError
-from rlhf_kit.models import Backbone
+from rlhf_kit.checkpoint import read_json, write_json
+from rlhf_kit.errors import CheckpointError, ExportError
+from rlhf_kit.models import Backbone, ScalarHead
 from rlhf_kit.models.backbone import WEIGHTS_FILE
 from rlhf_kit.recipe import ModelSection
 from rlhf_kit.rewards import REWARD
@@ -86,6 +87,24 @@ def write_adapter(backbone: Backbone, run: Path, model: ModelSection, out: Path)
     state[f"base_model.model.{head}.weight"] = weight.cpu()[None].contiguous()
     save_file(state, out / WEIGHTS_FILE, {"format": "pt"})
     write_json(out / OFFSET_FILE, {"score_offset": offset, "pad_token_id": backbone.tokenizer.pad_token_id})
+
+
+def exported_head(directory: Path) -> ScalarHead:
+    """The head of an adapter that `write_adapter` wrote, as one that can learn on; its scores are the same.
+
+    Raises:
+        CheckpointError: the weights are missing or damaged.
+    """
+    try:
+        config = LoraConfig.from_pretrained(str(directory))
+        weight = load_file(directory / WEIGHTS_FILE)[f"base_model.model.{(config.modules_to_save or [''])[0]}.weight"]
+    except (OSError, ValueError, KeyError, SafetensorError) as failure:
+        raise CheckpointError(f"{directory}: the head of the exported adapter cannot be read: {failure}") from failure
+    head = ScalarHead(weight.size(1))
+    with torch.no_grad():
+        head.linear.weight.copy_(weight)
+        head.linear.bias.fill_(read_json(directory / OFFSET_FILE)["score_offset"])
+    return head
 
 
 def write_merged(backbone: Backbone, model: ModelSection, out: Path) -> None:

@@ -199,10 +199,12 @@ def _parents(recipe: Recipe, name: str) -> dict[str, Path]:
 
 
 def _needs(recipe: Recipe, name: str) -> tuple[str, ...]:
-    """The steps that a step starts from; a reward model that starts from elsewhere does not need SFT, and PPO with
-    other rewards than the reward stage does not need that."""
-    if name == "ppo" and REWARD not in recipe.ppo.reward_funcs:
-        return ("sft",)
+    """The steps that a step starts from; what starts from elsewhere does not need SFT, and PPO with other rewards than
+    the reward stage does not need that."""
+    if name == "ppo":
+        unneeded = {"sft"} if recipe.ppo.init != "sft" else set()
+        unneeded |= set() if REWARD in recipe.ppo.reward_funcs else {REWARD}
+        return tuple(parent for parent in _STEPS[name].needs if parent not in unneeded)
     if name == "reward" and (recipe.reward.init != "sft" or recipe.reward.model is not None):
         return ()
     return _STEPS[name].needs
@@ -224,6 +226,7 @@ def _inputs(recipe: Recipe, name: str, parents: dict[str, Path]) -> dict[str, An
     if name == "ppo":
         others = [source for source in recipe.ppo.reward_funcs if source != REWARD]
         sources |= {f"reward_funcs.{n}": _file_of(source) for n, source in enumerate(others)}
+        settings["init"] = _hash(recipe.ppo.init) if recipe.ppo.init not in ("sft", "base") else None
     if name == "reward":
         sources |= recipe.phases
         settings["init"] = _hash(recipe.reward.init) if recipe.reward.init not in ("sft", "base") else None
@@ -300,7 +303,7 @@ def _ppo(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path]
         heldout=records["prompts_heldout"] if recipe.ppo.eval_steps else (),
         text=records[recipe.ppo.ptx_data] if recipe.ppo.ptx_coef else (),
     )
-    return ppo.train(recipe, data, parents.get("sft"), parents.get("reward"), work)
+    return ppo.train(recipe, data, ppo.origin_of(recipe, parents.get("sft")), parents.get("reward"), work)
 
 
 def _export(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:

@@ -169,7 +169,8 @@ def _with_paths(recipe: Recipe, document: Document) -> Recipe:
     sections["reward"] = _with_reward_paths(recipe.reward, document.path.parent)
     folder = document.path.parent
     beside = [s if s == "reward" else _beside(s, folder) for s in recipe.ppo.reward_funcs]
-    sections["ppo"] = recipe.ppo.model_copy(update={"reward_funcs": beside})
+    init = recipe.ppo.init if recipe.ppo.init in ("sft", "base") else _beside(recipe.ppo.init, folder)
+    sections["ppo"] = recipe.ppo.model_copy(update={"reward_funcs": beside, "init": init})
     return recipe.model_copy(update=sections)
 
 

@@ -114,6 +114,11 @@ class PpoSection(Section):
     kl_horizon: int = Field(default=10_000, ge=1, description="Episodes in which the adaptive kl_coef takes effect.")
 
     # ---- the reward
+    init: Name = Field(
+        default="sft",
+        description="What the policy starts from and is held to by the KL: the SFT adapter (sft), the raw base (base), "
+        "or the directory of an adapter, such as an export.",
+    )
     reward_funcs: list[Name] = Field(
         default_factory=lambda: ["reward"],
         min_length=1,

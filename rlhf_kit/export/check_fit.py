@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from rlhf_kit.export.check_base import Adapter, Base, quiet
-from rlhf_kit.export.check_files import FAILURES, AdapterConfig, Finding, first_line, listed
+from rlhf_kit.export.check_files import FAILURES, AdapterConfig, Finding, Severity, first_line, listed
 from rlhf_kit.export.check_keys import PREFIX
 from rlhf_kit.export.check_weights import CLASSIFIERS, head_labels, untargeted
 
@@ -171,7 +171,7 @@ def _report_findings(place: str, adapter: Adapter, missing: list[str], unexpecte
         yield Finding("wrong-base", "error", f"{said} PEFT adapts on {place}, so it ignores them; {_ADVICE}")
     if others := [name.removeprefix(PREFIX) for name in unexpected if _module(name) not in ignored]:
         said = f"{adapter.weights}: PEFT has no place on {place} for {listed(others)}"
-        severity = "error" if any(".lora_" in name for name in others) else "warning"
+        severity: Severity = "error" if any(".lora_" in name for name in others) else "warning"
         yield Finding("unexpected-tensors", severity, f"{said}, and ignores it: was it saved by another tool?")
     wanted = (*SEQ_CLS_HEAD_NAMES, *(adapter.config.modules_to_save or ()))
     headless = [head for head in wanted if not any(f".{head}." in name for name in adapter.tensors)]

@@ -117,13 +117,13 @@ def check(directory: Path, *, base: str | None = None, sha256: str | None = None
     return Check(
         directory,
         tuple(sorted(found, key=lambda finding: _ORDER.index(finding.severity))),
-        peft_type=config and config.peft_type,
-        task_type=config and config.task_type,
+        peft_type=None if config is None else config.peft_type,
+        task_type=None if config is None else config.task_type,
         tensors=len(tensors),
         pairs=sum(pair.a is not None and pair.b is not None for pair in pairs.values()),
         ranks=ranks_of(pairs),
-        alpha=config and config.lora_alpha,
-        base=config and config.base_model_name_or_path,
+        alpha=None if config is None else config.lora_alpha,
+        base=None if config is None else config.base_model_name_or_path,
         compared_with=compared_with,
         effect=effect,
     )

@@ -92,7 +92,7 @@ class Backbone(nn.Module):
         self._set_flags()
 
     def load_adapter(self, name: str, directory: Path) -> None:
-        """An adapter from a directory in PEFT's layout.
+        """An adapter from a directory in PEFT's layout; of a classifier's adapter, what is not its head.
 
         Raises:
             CheckpointError: nothing there, or weights that do not fit the base.
@@ -102,11 +102,19 @@ class Backbone(nn.Module):
             weights = load_peft_weights(str(directory), device=str(self.device))
         except (OSError, ValueError, SafetensorError) as failure:
             raise CheckpointError(f"{directory}: not an adapter: {failure}") from failure
+        heads = [head for head in config.modules_to_save or () if not self._has(head)]
+        if heads:
+            config.modules_to_save = [saved for saved in config.modules_to_save if saved not in heads] or None
+            config.task_type = "CAUSAL_LM"
+            weights = {key: value for key, value in weights.items() if not _is_of(key, heads)}
         try:
             self.add_adapter(name, config)
         except ValueError as failure:  # none of its target modules is there
             raise CheckpointError(f"{directory}: the adapter does not fit {self.base_id}: {failure}") from failure
         self._fill(name, weights, directory)
+
+    def _has(self, module: str) -> bool:
+        return any(_is_of(f"{name}.", [module]) for name, _ in self.base.named_modules())
 
     def reload_adapter(self, name: str, directory: Path) -> None:
         """Puts the weights of a directory into an adapter that is there already (when training goes on from a
@@ -361,3 +369,8 @@ class Backbone(nn.Module):
                 f"{kind}: the model post-processes its logits in a way that the kit does not know; "
                 "it cannot be trained by PPO"
             )
+
+
+def _is_of(key: str, modules: list[str]) -> bool:
+    """Whether a weight stands in one of these modules."""
+    return any(f".{module}." in f".{key}" for module in modules)

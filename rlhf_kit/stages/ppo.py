@@ -28,6 +28,7 @@ from rlhf_kit.records import Demonstration, Message, Prompt, Text
 from rlhf_kit.reward_model import RewardModel
 from rlhf_kit.rollout import sample
 from rlhf_kit.stages.arguments import build, refuse_many_processes
+from rlhf_kit.stages.origin import adapter_at
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,17 @@ class PpoData:
     """For `ppo.eval_steps`."""
     text: Sequence[Text] | Sequence[Demonstration] = field(default_factory=tuple)
     """For `ppo.ptx_coef`."""
+
+
+def origin_of(recipe: Recipe, sft: Path | None) -> Path | None:
+    """The directory of the adapter that `ppo.init` means; None is the raw base.
+
+    Raises:
+        CheckpointError: there is no such adapter, or it was trained on another base.
+    """
+    if recipe.ppo.init in ("sft", "base"):
+        return sft if recipe.ppo.init == "sft" else None
+    return adapter_at("ppo.init", recipe.ppo.init, ("ppo", "sft"), recipe.model)
 
 
 def prepare(recipe: Recipe, sft: Path | None, reward: Path | None) -> Backbone:

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import torch
 
-from rlhf_kit.checkpoint import MANIFEST, read_manifest
-from rlhf_kit.errors import CheckpointError
+from rlhf_kit.classifier import OFFSET_FILE, exported_head
 from rlhf_kit.models import Backbone, ScalarHead, load_backbone, lora_config
-from rlhf_kit.models.backbone import WEIGHTS_FILE
 from rlhf_kit.models.heads import HEAD_FILE
-from rlhf_kit.models.loading import base_id
 from rlhf_kit.recipe import Recipe
 from rlhf_kit.rewards import REWARD
+from rlhf_kit.stages.origin import adapter_at
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +33,9 @@ def start(recipe: Recipe, sft: Path | None) -> Backbone:
         backbone.load_adapter(REWARD, origin)
     torch.manual_seed(recipe.seed)
     head = ScalarHead(backbone.hidden_size, axes=tuple(section.axes), weights=list(section.axes.values()))
-    if origin is not None and (origin / HEAD_FILE).is_file():
-        _go_on_from(head, ScalarHead.load(origin, backbone.hidden_size))
+    before = None if origin is None else _head_at(origin, backbone.hidden_size)
+    if before is not None:
+        _go_on_from(head, before)
     backbone.add_head(REWARD, head)
     backbone.train_only(REWARD, adapters=section.train == "lora")
     if section.gradient_checkpointing:
@@ -51,17 +50,14 @@ def origin_of(recipe: Recipe, sft: Path | None) -> Path | None:
         return None
     if init == "sft":
         return sft
-    found = next((p for p in (Path(init), Path(init) / REWARD) if (p / WEIGHTS_FILE).is_file()), None)
-    if found is None:
-        raise CheckpointError(
-            f"reward.init: {init}: no {WEIGHTS_FILE} in it, nor in its folder {REWARD}; name sft, base, or the "
-            "directory of a run or of one of its stages"
-        )
-    if (found / MANIFEST).is_file():
-        trained_on, ours = read_manifest(found).base["id"], base_id(recipe.reward_model)
-        if trained_on != ours:
-            raise CheckpointError(f"reward.init: {init}: was trained on {trained_on}, not on {ours}")
-    return found
+    return adapter_at("reward.init", init, (REWARD,), recipe.reward_model)
+
+
+def _head_at(origin: Path, hidden_size: int) -> ScalarHead | None:
+    """The head beside an adapter, as a stage or as an export has written it."""
+    if (origin / HEAD_FILE).is_file():
+        return ScalarHead.load(origin, hidden_size)
+    return exported_head(origin) if (origin / OFFSET_FILE).is_file() else None
 
 
 def _go_on_from(head: ScalarHead, before: ScalarHead) -> None:
