@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_kit.errors import ExportError
 from rlhf_kit.export.comparison import POSITIONS, Limit, Reference, judge, logits_of, own_answers, refer
 from rlhf_kit.export.source import Source
-from rlhf_kit.export.trained import TRAINED, Mixture, check_probe, load_trained
+from rlhf_kit.export.trained import TRAINED, Mixture, load_trained
 from rlhf_kit.models import Backbone
-from rlhf_kit.models.lora_linear import as_peft
 from rlhf_kit.recipe import ModelSection
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -63,9 +63,6 @@ def write_merged(
     backbone = load_trained(source, mixture)
     if dtype == torch.float32:
         backbone.base.float()
-    elif mixture is None:
-        with as_peft(), backbone.role(TRAINED):
-            check_probe(source, backbone.base)
     reference = refer(backbone, TRAINED, own_answers(backbone, TRAINED, positions), out, _computed(dtype))
     backbone.tokenizer.save_pretrained(out)
     model = merge(backbone, dtype)
@@ -92,16 +89,26 @@ def merge(backbone: Backbone, dtype: torch.dtype) -> PreTrainedModel:
     """
     for layer in (m for m in backbone.base.modules() if isinstance(m, BaseTunerLayer)):
         weight = layer.get_base_layer().weight
-        weight.data = weight.data.float()
+        original = weight.data
+        weight.data = original.float()
         layer.merge(adapter_names=[TRAINED])
-        weight.data = weight.data.to(dtype)
+        weight.data = _in_place_of(original, weight.data.to(dtype))
     model: PreTrainedModel = backbone.peft.base_model.unload()
     for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(dtype)
-        if not torch.isfinite(parameter.data).all():
+        if parameter.dtype != dtype:
+            parameter.data = _in_place_of(parameter.data, parameter.data.to(dtype))
+        if not torch.isfinite(torch.stack(parameter.data.aminmax())).all():  # isfinite alone needs half the weights
             raise ExportError(f"{name}: the merged weights are not finite in {dtype}; export in bfloat16 or float32")
     model.config.dtype = dtype
     return model
+
+
+def _in_place_of(old: Tensor, new: Tensor) -> Tensor:
+    """`new` in the memory of `old`, where it has room: a loaded model's weights are a mapped file, which stays mapped
+    as a whole as long as one of them is in use, so that new tensors would be a second model in memory."""
+    if old.element_size() != new.element_size() or not old.is_contiguous():
+        return new
+    return old.view(new.dtype).copy_(new)
 
 
 def save(model: PreTrainedModel, out: Path) -> None:
