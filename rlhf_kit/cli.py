@@ -30,7 +30,7 @@ __all__ = ["main"]
 
 STAGES = ("sft", "reward", "ppo")
 POLICIES = ("base", "sft", "ppo")
-_RESUMABLE = ("run", *STAGES, "sample", "evaluate")
+_RESUMABLE = ("run", *STAGES, "sample", "evaluate", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

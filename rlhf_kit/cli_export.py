@@ -22,6 +22,12 @@ _METHODS = (
     *("cat", "linear", "svd", "ties", "ties_svd", "dare_ties", "dare_linear", "dare_ties_svd", "dare_linear_svd"),
     *("magnitude_prune", "magnitude_prune_svd"),
 )
+# Options that say nothing without another one, and their names in the parsed arguments.
+_ONLY_WITH = {
+    "--to hub": {"--repo": "repo", "--as": "kind", "--public": "public", "--revision": "revision"},
+    "--merge-with": {"--weights": "weights", "--method": "method", "--density": "density"},
+    "--check": {"--base": "base", "--sha256": "sha256"},
+}
 
 
 def add_export(command: Command) -> None:
@@ -62,9 +68,7 @@ def _add_mixture(export: argparse.ArgumentParser) -> None:
     mixture.add_argument(
         "--weights", metavar="W", nargs="+", type=float, default=[], help="of the run's own, then of each other"
     )
-    mixture.add_argument(
-        "--method", choices=_METHODS, default="cat", help="PEFT's combination_type (default: cat, the exact sum)"
-    )
+    mixture.add_argument("--method", choices=_METHODS, help="PEFT's combination_type (default: cat, the exact sum)")
     mixture.add_argument(
         "--density", metavar="D", type=float, help="the share of values that ties, dare and magnitude_prune keep"
     )
@@ -73,23 +77,18 @@ def _add_mixture(export: argparse.ArgumentParser) -> None:
 def _add_hub(export: argparse.ArgumentParser) -> None:
     hub = export.add_argument_group("to the Hub; the token comes from HF_TOKEN or the login, and is written nowhere")
     hub.add_argument("--repo", metavar="OWNER/NAME", help="with --to hub: made where it does not exist")
-    hub.add_argument(
-        "--as", dest="kind", choices=_KINDS, default="adapter", help="with --to hub: what is pushed (default: adapter)"
-    )
+    hub.add_argument("--as", dest="kind", choices=_KINDS, help="with --to hub: what is pushed (default: adapter)")
     hub.add_argument("--public", action="store_true", help="a repository that is made is private without this")
     hub.add_argument("--revision", metavar="BRANCH", help="made from main where it does not exist")
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    _refuse_stray(arguments)
     if arguments.check is not None:
         return _check(arguments)
     run: Path | None = arguments.run
     if run is None or not run.is_dir():
         raise CheckpointError(f"{run or 'RUN'}: no such directory; name the output_dir of a run")
-    if arguments.merged and arguments.to != "reward" and arguments.kind != "reward":
-        raise ExportError("--merged is for --to reward; --to merged writes a whole policy")
-    if (arguments.to == "hub") != (arguments.repo is not None):
-        raise ExportError("--to hub and --repo OWNER/NAME go together")
     prepare_torch()
     from rlhf_kit.export.exporting import export
 
@@ -101,16 +100,32 @@ def _export(arguments: argparse.Namespace) -> int:
 
     finished = run
     if not is_export(run):
-        finished = export(run, _wish(arguments, arguments.kind), role=arguments.adapter, out=arguments.out)
+        finished = export(run, _wish(arguments, arguments.kind or "adapter"), role=arguments.adapter, out=arguments.out)
     print(push(finished, arguments.repo, private=not arguments.public, revision=arguments.revision))
     return 0
+
+
+def _refuse_stray(arguments: argparse.Namespace) -> None:
+    """Refuses options that would do nothing in this company."""
+    hub, checks = arguments.to == "hub", arguments.check is not None
+    if checks and arguments.run is not None:
+        raise ExportError("--check DIR looks at DIR alone; leave RUN out")
+    if hub and arguments.repo is None:
+        raise ExportError("--to hub needs --repo OWNER/NAME")
+    if arguments.merged and "reward" not in (arguments.to, arguments.kind):
+        raise ExportError("--merged is for --to reward; --to merged writes a whole policy")
+    there = {"--to hub": hub, "--merge-with": arguments.merge_with, "--check": checks}
+    for needed, options in _ONLY_WITH.items():
+        given = [option for option, name in options.items() if vars(arguments)[name]]
+        if given and not there[needed]:
+            raise ExportError(f"{' and '.join(given)}: only with {needed}")
 
 
 def _wish(arguments: argparse.Namespace, kind: str) -> Wish:
     from rlhf_kit.export.exporting import Wish
     from rlhf_kit.export.trained import of_mixture
 
-    mixture = of_mixture(arguments.merge_with, arguments.weights, arguments.method, arguments.density)
+    mixture = of_mixture(arguments.merge_with, arguments.weights, arguments.method or "cat", arguments.density)
     return Wish(kind, arguments.dtype, arguments.merged, mixture)
 
 

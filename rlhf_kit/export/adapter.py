@@ -10,11 +10,10 @@ from peft import LoraConfig, PeftModel
 
 from rlhf_kit.export.comparison import POSITIONS, Limit, judge, logits_of, own_answers, refer
 from rlhf_kit.export.source import Source
-from rlhf_kit.export.trained import TRAINED, Mixture, check_probe, load_plain_base, load_trained
+from rlhf_kit.export.trained import TRAINED, Mixture, load_plain_base, load_trained
 from rlhf_kit.models import Backbone
 from rlhf_kit.models.backbone import WEIGHTS_FILE
 from rlhf_kit.models.loading import base_id
-from rlhf_kit.models.lora_linear import as_peft
 
 LIMIT = Limit(max_difference=1e-5)
 
@@ -36,9 +35,6 @@ def export_adapter(
         CheckpointError: the trained adapter is damaged.
     """
     backbone = load_trained(source, mixture)
-    if mixture is None:
-        with as_peft(), backbone.role(TRAINED):
-            check_probe(source, backbone.base)
     reference = refer(backbone, TRAINED, own_answers(backbone, TRAINED, positions), out)
     write_adapter(backbone, source, out, mixture)
     del backbone

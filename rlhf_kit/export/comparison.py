@@ -69,14 +69,15 @@ def own_answers(backbone: Backbone, name: str, positions: int = POSITIONS) -> An
     generator = torch.Generator().manual_seed(0)
     found = Answers([], [])
     for number, start in product(range(_MOST_ROUNDS), range(0, len(prompts), _BATCH)):
-        if found.positions >= positions:
-            return found
         asked, temperature = prompts[start : start + _BATCH], 0.0 if number == 0 else 1.0
         with torch.no_grad(), backbone.role(name), _as_trained(backbone):
             answers = sample(backbone, asked, max_new_tokens=room, temperature=temperature, generator=generator)
         for prompt, answer in zip(asked, answers, strict=True):
-            found.sequences.append(prompt + answer)
-            found.first.append(len(prompt) - 1)
+            if prompt + answer not in found.sequences:  # said once more, it is no new position
+                found.sequences.append(prompt + answer)
+                found.first.append(len(prompt) - 1)
+        if found.positions >= positions:
+            return found
     raise ExportError(
         f"the trained model ends its answers at once: {found.positions} tokens in {len(found.sequences)} answers, "
         f"where {positions} are to be compared; there is nothing to carry away"
@@ -218,8 +219,11 @@ def judge(out: Path, reference: Reference, found: Figures, limit: Limit, *, load
     """
     base = reference.base
     wrong = []
-    if base.max_difference == 0.0:
-        raise ExportError(f"{out}: the adapter changes nothing: the trained model's logits equal those of its base")
+    if base.max_difference <= (limit.max_difference or 0.0):  # else an adapter that is not there would pass
+        raise ExportError(
+            f"{out}: the adapter changes nothing: the trained model's logits are those of its base, up to "
+            f"{base.max_difference:.3g}"
+        )
     if found.max_difference == float("inf"):
         raise ExportError(f"{out}: reloaded by {loader}, it gives logits that are not finite")
     if limit.max_difference is not None and found.max_difference > limit.max_difference:

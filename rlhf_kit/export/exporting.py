@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
+from peft.utils import CONFIG_NAME
 
 from rlhf_kit.checkpoint import INPUTS, MANIFEST, Manifest, differences, finish, open_work, read_manifest
 from rlhf_kit.errors import CheckpointError, ExportError
@@ -75,7 +76,6 @@ def export(run: Path, wish: Wish, *, role: str | None = None, out: Path | None =
         return _same(out, inputs)
     work, started = open_work(out, inputs), time.monotonic()
     try:
-        _clear(work)
         metrics = write(source, wish, work)
         seconds = round(time.monotonic() - started, 1)
         parents = {source.trained.stage: f"../{source.run.name}"} if source.run.parent == out.parent else {}
@@ -88,12 +88,25 @@ def export(run: Path, wish: Wish, *, role: str | None = None, out: Path | None =
 
 
 def write(source: Source, wish: Wish, out: Path) -> dict[str, Any]:
-    """Writes and verifies an export in an empty directory, its card included; returns what was measured.
+    """Writes and verifies an export in a directory, its card included; returns what was measured.
+
+    Args:
+        out: the work directory of a step; what an interrupted attempt has left in it goes first, and what was written
+            goes again if this function raises.
 
     Raises:
         ExportError: it cannot be written as this kind, or is not what was trained.
         CheckpointError: the trained adapter is damaged.
     """
+    _clear(out)
+    try:
+        return _write(source, wish, out)
+    except BaseException:
+        _clear(out)
+        raise
+
+
+def _write(source: Source, wish: Wish, out: Path) -> dict[str, Any]:
     if source.role in SCORED:
         return _scored(source, wish, out)
     if wish.kind == "reward":
@@ -161,7 +174,9 @@ def _inputs(source: Source, wish: Wish) -> dict[str, Any]:
     mixture = None
     if wish.mixture is not None:
         mixture = asdict(wish.mixture)
-        mixture["others"] = [_hash(path / WEIGHTS_FILE) for path in wish.mixture.others]
+        mixture["others"] = [
+            {name: _hash(path / name) for name in (CONFIG_NAME, WEIGHTS_FILE)} for path in wish.mixture.others
+        ]
         mixture["weights"] = list(wish.mixture.weights)
     return {
         **{"kind": wish.kind, "dtype": wish.dtype, "merged": wish.merged, "positions": wish.positions},

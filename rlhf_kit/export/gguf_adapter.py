@@ -77,7 +77,7 @@ def export_gguf_adapter(
         save(plain, base)
         del plain
         gc.collect()
-        convert(base, scratch / "base.gguf", "f16")
+        convert(base, scratch / "base.gguf", "f16", source.model)
         shutil.rmtree(base)
         others = logits_of_gguf(
             scratch / "base.gguf", reference.answers, load_tokenizer(source.model), adapter=out / FILE
@@ -111,10 +111,11 @@ def write_gguf(adapter: Path, base: PreTrainedConfig, file: Path) -> None:
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", float(config.lora_alpha))
     if config.base_model_name_or_path:
-        writer.add_string("general.base_model.0.name", config.base_model_name_or_path)
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, config.base_model_name_or_path)
     for module, a, b in pairs(load_file(adapter / WEIGHTS_FILE), file):
         name = names.get_name(module)
-        if name is None:
+        if name is None or (module == "lm_head" and text.tie_word_embeddings):  # tied, only the embedding is there
             raise ExportError(f"{module}: llama.cpp's {architecture} has no such layer, so an adapter for it is lost")
         b = b * (_scaling(config, module) * a.size(0) / config.lora_alpha)
         if text.model_type in _PERMUTED:
@@ -138,6 +139,7 @@ def _refuse(config: LoraConfig, model_type: str) -> None:
         *(["DoRA"] if config.use_dora else []),
         *([f"a bias ({config.bias})"] if config.bias != "none" else []),
         *(["modules_to_save"] if config.modules_to_save else []),
+        *(["invocation tokens"] if config.alora_invocation_tokens else []),
         *(["an alpha of 0"] if not config.lora_alpha else []),
     ]
     if wrong:
@@ -156,7 +158,7 @@ def pairs(weights: dict[str, Tensor], file: Path) -> Iterator[tuple[str, Tensor,
             stem = key.removesuffix(".lora_A.weight")
             yield module.removesuffix(".lora_A.weight"), weights[key], weights[f"{stem}.lora_B.weight"]
         elif not module.endswith(".lora_B.weight"):
-            raise ExportError(f"{file.name}: {key} is no part of a LoRA of linear layers; llama.cpp cannot hold it")
+            raise ExportError(f"{file.name}: {key} is no part of a LoRA of linear layers; use --to gguf")
 
 
 def _scaling(config: LoraConfig, module: str) -> float:

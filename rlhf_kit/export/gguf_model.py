@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import cached_file
 
 from rlhf_kit.errors import ExportError
 from rlhf_kit.export.comparison import POSITIONS, Limit, judge
@@ -19,6 +21,8 @@ from rlhf_kit.export.merged import write_merged
 from rlhf_kit.export.source import Source
 from rlhf_kit.export.trained import Mixture
 from rlhf_kit.models import load_tokenizer
+from rlhf_kit.models.sources import resolve
+from rlhf_kit.recipe import ModelSection
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +36,7 @@ CONVERTER = Environment(
 # What is merged before it is converted: nothing is rounded twice.
 _MERGED_IN = {"f16": torch.float16, "bf16": torch.bfloat16, "q8_0": torch.float16}
 OUTTYPES = tuple(_MERGED_IN)
+SENTENCEPIECE = "tokenizer.model"
 # Calibrated by benchmarks/calibrate_export.py; what was measured stands in benchmarks/RESULTS.md.
 LIMITS = {
     "f16": Limit(top1_agreement=0.995, mean_kl=1e-4),
@@ -61,7 +66,7 @@ def export_gguf(
     merged.mkdir()
     try:
         reference = write_merged(source, merged, _MERGED_IN[outtype], mixture, positions)
-        convert(merged, file, outtype)
+        convert(merged, file, outtype, source.model)
     finally:
         shutil.rmtree(merged)
     gc.collect()
@@ -70,13 +75,17 @@ def export_gguf(
     return figures | {"dtype": outtype, "bytes": file.stat().st_size}
 
 
-def convert(model: Path, file: Path, outtype: str) -> None:
+def convert(model: Path, file: Path, outtype: str, base: ModelSection) -> None:
     """A model directory as a GGUF file, by llama.cpp's converter.
+
+    Args:
+        base: what the model was made from.
 
     Raises:
         ExportError: it does not know the architecture or the tokenizer, or fails.
     """
     python = python_of(CONVERTER)
+    _add_sentencepiece(model, base)
     command = [str(python), "-m", "convert_hf_to_gguf", "--outtype", outtype, "--outfile", str(file), str(model)]
     log.info("converting to GGUF, %s", outtype)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -84,3 +93,25 @@ def convert(model: Path, file: Path, outtype: str) -> None:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         said = [line for line in lines if line.startswith(("ERROR", "NotImplementedError", "ValueError"))] or lines
         raise ExportError(f"llama.cpp's converter cannot write this model as GGUF: {' | '.join(said[-2:])}")
+
+
+def _add_sentencepiece(model: Path, base: ModelSection) -> None:
+    """What the converter needs of a SentencePiece tokenizer (of any Gemma, and of others) and transformers does not
+    save: the base's own `tokenizer.model`, and which tokens were added to it."""
+    found = cached_file(
+        resolve(base.name_or_path, base.sha256),
+        SENTENCEPIECE,
+        revision=base.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None:
+        return
+    shutil.copyfile(found, model / SENTENCEPIECE)
+    added = load_tokenizer(base).added_tokens_decoder
+    file = model / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["added_tokens_decoder"] = {
+        str(number): {"content": token.content, "special": token.special} for number, token in added.items()
+    }
+    file.write_text(json.dumps(config), encoding="utf-8")

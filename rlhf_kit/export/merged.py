@@ -82,7 +82,8 @@ def _computed(dtype: torch.dtype) -> torch.dtype:
 def merge(backbone: Backbone, dtype: torch.dtype) -> PreTrainedModel:
     """The base with the adapter `TRAINED` in its weights; the backbone is of no use afterwards.
 
-    Each layer's sum is made in float32 and rounded once. PEFT would round the update first and the sum again.
+    Each layer's sum is made in float32 and rounded once. PEFT's own is rounded to the base's precision, and again to
+    `dtype` where that is another one; with `safe_merge` the update is rounded by itself before.
 
     Raises:
         ExportError: a weight is beyond what `dtype` holds.

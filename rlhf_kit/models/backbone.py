@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -155,11 +156,25 @@ class Backbone(nn.Module):
             density: the share of values that methods which prune keep.
 
         Raises:
-            ValueError, KeyError, RuntimeError: PEFT's own, where the adapters do not go together by this method.
+            ValueError, LookupError, RuntimeError: PEFT's own, where the adapters do not go together by this method.
+            ValueError: PEFT has left out a layer, or made one of another rank than its configuration says.
         """
-        self.peft.base_model.add_weighted_adapter(
-            adapters, list(weights), name, combination_type=method, density=density
-        )
+        first = self.peft.peft_config[adapters[0]]
+        # PEFT copies the first one's settings, but for alpha = r, a scale of 1; with rsLoRA it would be sqrt(r).
+        rslora, first.use_rslora = first.use_rslora, False
+        try:
+            self.peft.base_model.add_weighted_adapter(
+                adapters, list(weights), name, combination_type=method, density=density
+            )
+        finally:
+            first.use_rslora = rslora
+        for module, layer in self.base.named_modules():
+            if not isinstance(layer, LoraLayer) or not {name, *adapters} & set(layer.r):
+                continue
+            if name not in layer.r:
+                raise ValueError(f"{module} is left out, because the first adapter is of some layers only")
+            if name in layer.lora_A and layer.lora_A[name].weight.size(0) != layer.r[name]:
+                raise ValueError(f"{module} is of another rank than the rest; cat takes any ranks")
         self._index()
         self._select(self._active)
         self._set_flags()

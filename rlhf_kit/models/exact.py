@@ -36,8 +36,8 @@ def computed_in(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
     for layer in casting:
         layer.cast_input_dtype_enabled = False  # PEFT would cast down to what the adapter's weights have at rest
     for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            handles.append(module.register_forward_hook(lambda module, inputs, output: output.to(dtype)))
+        if type(module) is nn.Embedding or _scale(module) is not None:
+            handles.append(module.register_forward_hook(_looked_up(dtype)))
         elif any(_is_lower(p, dtype) for p in module.parameters(recurse=False)) and not (module is head and plain_head):
             handles.append(module.register_forward_pre_hook(_up(kept, dtype)))
             handles.append(module.register_forward_hook(_back(kept), always_call=True))
@@ -49,6 +49,8 @@ def computed_in(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        for module in list(kept):  # torch calls no hook after an interrupt
+            _put_back(kept, module)
         for layer in casting:
             layer.cast_input_dtype_enabled = True
         if plain_head:
@@ -57,6 +59,21 @@ def computed_in(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
 
 def _is_lower(parameter: nn.Parameter, dtype: torch.dtype) -> bool:
     return parameter.is_floating_point() and parameter.element_size() < dtype.itemsize
+
+
+def _scale(module: nn.Module) -> float | None:
+    """What Gemma multiplies its embeddings with. transformers rounds it with the weights: 33.94 is 34 in bfloat16."""
+    return getattr(module, "scalar_embed_scale", None)
+
+
+def _looked_up(dtype: torch.dtype) -> Any:
+    """The rows that an embedding gives, cast up; the whole is a good part of the model."""
+
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        scale = _scale(module)
+        return output.to(dtype) if scale is None else F.embedding(*inputs, module.weight).to(dtype) * scale
+
+    return hook
 
 
 def _up(kept: dict[nn.Module, dict[str, Tensor]], dtype: torch.dtype) -> Any:
@@ -70,10 +87,14 @@ def _up(kept: dict[nn.Module, dict[str, Tensor]], dtype: torch.dtype) -> Any:
 
 def _back(kept: dict[nn.Module, dict[str, Tensor]]) -> Any:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        for name, data in kept.pop(module, {}).items():
-            module.get_parameter(name).data = data
+        _put_back(kept, module)
 
     return hook
+
+
+def _put_back(kept: dict[nn.Module, dict[str, Tensor]], module: nn.Module) -> None:
+    for name, data in kept.pop(module, {}).items():
+        module.get_parameter(name).data = data
 
 
 def _linear(head: nn.Linear, hidden: Tensor, dtype: torch.dtype) -> Tensor:
