@@ -14,13 +14,13 @@ is measured is in benchmarks/RESULTS.md. Tried without gain: writing one file of
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import multiprocessing
 import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,22 +119,22 @@ def main() -> None:
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="export-memory-"))
     try:
-        size = in_a_process_of_its_own(folder, options.layers)
+        size: int = in_a_process_of_its_own(build, folder, options.layers)
         for kind in options.kinds:
-            print(json.dumps(measure(folder, size, Wish(kind, options.dtype))), flush=True)
+            found = in_a_process_of_its_own(measure, folder, size, Wish(kind, options.dtype))
+            print(json.dumps(found), flush=True)
     finally:
         shutil.rmtree(folder)
 
 
-def in_a_process_of_its_own(folder: Path, layers: int) -> int:
-    """Builds elsewhere: what the building leaves in this process would hide what exporting takes."""
+def in_a_process_of_its_own(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What one call leaves in memory would hide what the next one takes."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(build, (folder, layers))
+        return pool.apply(function, arguments)
 
 
 def measure(folder: Path, size: int, wish: Wish) -> dict[str, Any]:
     """One export, with the most memory that it took."""
-    gc.collect()
     watch = Watch()
     watch.start()
     started = time.monotonic()

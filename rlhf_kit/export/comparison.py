@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from rlhf_kit.data import Encoder
@@ -32,6 +33,8 @@ _BATCH = 8
 _MOST_ROUNDS = 8
 # Positions whose logits are in memory several times over, of a vocabulary of any size.
 _ROWS = 16
+# Logits of one forward pass, 134 MB in float32: casting a model's layers up is worth several sequences at once.
+_NUMBERS = 2**25
 # How much closer the export must be to the trained model than the base is.
 MARGIN = 10.0
 
@@ -92,7 +95,7 @@ def _as_trained(backbone: Backbone) -> Any:
 def logits_of(
     model: torch.nn.Module, causal: PreTrainedModel, answers: Answers, dtype: torch.dtype = torch.float32
 ) -> Iterator[Tensor]:
-    """(T, V) logits of each sequence's compared positions, one sequence after another, without padding.
+    """(T, V) logits of each sequence's compared positions, one sequence after another.
 
     Args:
         model: what is called: the causal model itself, or PEFT's around it.
@@ -100,11 +103,17 @@ def logits_of(
         dtype: of the computation, whatever the weights are in.
     """
     model.eval()
-    for sequence, first in zip(answers.sequences, answers.first, strict=True):
-        ids = torch.tensor([sequence[:-1]], device=causal.device)
+    width = max(map(len, answers.sequences)) - 1
+    together = max(1, _NUMBERS // (width * causal.get_output_embeddings().weight.size(0)))
+    for start in range(0, len(answers.sequences), together):
+        rows = [torch.tensor(sequence[:-1]) for sequence in answers.sequences[start : start + together]]
+        # On the right, where no token of the sequence sees it.
+        ids = pad_sequence(rows, batch_first=True).to(causal.device)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(causal.device)
         with computed_in(causal, dtype):
-            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        yield logits[0, first:].to(dtype).cpu()
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        for row, tokens, first in zip(logits, rows, answers.first[start : start + together], strict=True):
+            yield row[first : len(tokens)].to(dtype).cpu()
 
 
 @dataclass(frozen=True)
