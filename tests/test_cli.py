@@ -246,16 +246,6 @@ def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == f"{tmp_path / 'gone'}: no such directory; name the output_dir of a run\n"
 
 
-def test_export_hands_on_its_directories(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    calls = []
-    replace_pipeline(monkeypatch, export_run=lambda run, out: calls.append((run, out)) or tmp_path / "done")
-    assert main(["export", str(tmp_path)]) == main(["export", str(tmp_path), "--out", "elsewhere"]) == 0
-    assert calls == [(tmp_path, None), (tmp_path, Path("elsewhere"))]
-    assert capsys.readouterr().out == f"{tmp_path / 'done'}\n" * 2
-
-
 # -------------------------------------------------------------------- validate
 
 

@@ -33,8 +33,8 @@ _BATCH = 8
 _MOST_ROUNDS = 8
 # Positions whose logits are in memory several times over, of a vocabulary of any size.
 _ROWS = 16
-# Logits of one forward pass, 134 MB in float32: casting a model's layers up is worth several sequences at once.
-_NUMBERS = 2**25
+# Logits of one forward pass, 67 MB in float32: casting a model's layers up is worth several sequences at once.
+_NUMBERS = 2**24
 # How much closer the export must be to the trained model than the base is.
 MARGIN = 10.0
 

@@ -99,6 +99,7 @@ def _put_back(kept: dict[nn.Module, dict[str, Tensor]], module: nn.Module) -> No
 
 def _linear(head: nn.Linear, hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """The head's logits, some rows of its matrix at a time."""
-    parts = [F.linear(hidden.to(dtype), rows.to(dtype)) for rows in head.weight.split(_ROWS)]
-    logits = torch.cat(parts, -1)
-    return logits if head.bias is None else logits + head.bias.to(dtype)
+    logits = hidden.new_empty((*hidden.shape[:-1], head.out_features), dtype=dtype)
+    for part, rows in zip(logits.split(_ROWS, -1), head.weight.split(_ROWS), strict=True):
+        part.copy_(F.linear(hidden.to(dtype), rows.to(dtype)))
+    return logits if head.bias is None else logits.add_(head.bias.to(dtype))

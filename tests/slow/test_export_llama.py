@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,11 @@ import torch
 from backbones import add_head, lora, stir
 from export_run import write_stage
 from peft import PeftModel, get_peft_model
-from tiny import make_tiny_tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_kit import load, load_backbone
 from rlhf_kit.cli import main
-from rlhf_kit.export import gguf_adapter
 from rlhf_kit.export.environments import python_of
 from rlhf_kit.export.gguf_adapter import write_gguf
 from rlhf_kit.export.gguf_model import CONVERTER, convert
@@ -239,7 +236,9 @@ def test_llama_answers_as_peft_does(
         same, firsts, equal = [], 0, 0
         for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             other = said["answers"][number]
-            agree = next((n for n, (a, b) in enumerate(zip(answer, other)) if a != b), min(len(answer), len(other)))
+            agree = next(
+                (n for n, (a, b) in enumerate(zip(answer, other, strict=False)) if a != b), min(len(answer), len(other))
+            )
             firsts, equal = firsts + (agree > 0), equal + (answer == other)
             forced = theirs[number][len(prompt) - 1 : -1].argmax(-1)
             same += (forced == torch.tensor(answer)).tolist()
