@@ -12,7 +12,7 @@ from rlhf_kit.errors import CheckpointError, ExportError
 from rlhf_kit.process import prepare_torch
 
 if TYPE_CHECKING:
-    from rlhf_kit.export.checking import Check
+    from rlhf_kit.export.check import Check
     from rlhf_kit.export.exporting import Wish
 
 _KINDS = ("adapter", "merged", "gguf", "gguf-adapter", "reward")
@@ -141,7 +141,7 @@ def _plain(arguments: argparse.Namespace) -> Path | None:
 
 def _check(arguments: argparse.Namespace) -> int:
     prepare_torch()
-    from rlhf_kit.export.checking import check
+    from rlhf_kit.export.check import check
 
     found = check(arguments.check, base=arguments.base, sha256=arguments.sha256)
     for finding in found.findings:

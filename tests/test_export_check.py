@@ -30,11 +30,10 @@ from transformers import (
 )
 
 from rlhf_kit.errors import ExportError, ModelError
-from rlhf_kit.export import check_effect
-from rlhf_kit.export.check_files import AdapterConfig
-from rlhf_kit.export.check_keys import Pair
-from rlhf_kit.export.check_vllm import vllm_findings
-from rlhf_kit.export.checking import Check, check
+from rlhf_kit.export.check import Check, check, effect
+from rlhf_kit.export.check.files import AdapterConfig
+from rlhf_kit.export.check.keys import Pair
+from rlhf_kit.export.check.vllm import vllm_findings
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _kept: list[tempfile.TemporaryDirectory[str]] = []
@@ -581,10 +580,10 @@ def test_a_base_without_weights_is_enough_for_names_and_shapes(tmp_path: Path) -
 
 def test_a_base_larger_than_the_memory_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = sum(parameter.numel() for parameter in tiny_base().parameters())
-    monkeypatch.setattr(check_effect, "_memory", lambda: 4 * parameters - 1)
+    monkeypatch.setattr(effect, "_memory", lambda: 4 * parameters - 1)
     found = check(saved())
     assert "not-loaded" in notes(found) and found.effect is None and found.is_sound
-    monkeypatch.setattr(check_effect, "_memory", lambda: 4 * parameters)
+    monkeypatch.setattr(effect, "_memory", lambda: 4 * parameters)
     assert check(saved()).effect is not None
 
 

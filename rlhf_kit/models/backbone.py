@@ -176,6 +176,8 @@ class Backbone(nn.Module):
             if name in layer.lora_A and layer.lora_A[name].weight.size(0) != layer.r[name]:
                 raise ValueError(f"{module} is of another rank than the rest; cat takes any ranks")
         self._index()
+        for parameter in self._parameters_of[name]:
+            parameter.data = parameter.data.contiguous()  # as they are saved: svd leaves transposed ones
         self._select(self._active)
         self._set_flags()
 

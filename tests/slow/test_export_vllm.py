@@ -21,8 +21,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_export_check import PREFIX, dropped, notes, renamed, rewrite, save, saved
 
-from rlhf_kit.export.check_vllm import DEFAULT_MAX_LORA_RANK, MAX_LORA_RANKS, VERSION
-from rlhf_kit.export.checking import check
+from rlhf_kit.export.check import check
+from rlhf_kit.export.check.vllm import DEFAULT_MAX_LORA_RANK, MAX_LORA_RANKS, VERSION
 from rlhf_kit.models.sources import cache_dir
 
 pytestmark = pytest.mark.slow

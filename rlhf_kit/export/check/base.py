@@ -18,8 +18,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from rlhf_kit.errors import ModelError
-from rlhf_kit.export.check_files import FAILURES, AdapterConfig, Finding, first_line
-from rlhf_kit.export.check_keys import Pair
+from rlhf_kit.export.check.files import FAILURES, AdapterConfig, Finding, first_line
+from rlhf_kit.export.check.keys import Pair
 from rlhf_kit.models import resolve
 
 _HUB_SECONDS = 10.0

@@ -26,10 +26,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from rlhf_kit.export.check_base import Adapter, Base, quiet
-from rlhf_kit.export.check_files import FAILURES, AdapterConfig, Finding, Severity, first_line, listed
-from rlhf_kit.export.check_keys import PREFIX
-from rlhf_kit.export.check_weights import CLASSIFIERS, head_labels, untargeted
+from rlhf_kit.export.check.base import Adapter, Base, quiet
+from rlhf_kit.export.check.files import FAILURES, AdapterConfig, Finding, Severity, first_line, listed
+from rlhf_kit.export.check.keys import PREFIX
+from rlhf_kit.export.check.weights import CLASSIFIERS, head_labels, untargeted
 
 _MODELS: dict[str, Any] = {
     "CAUSAL_LM": AutoModelForCausalLM,

@@ -9,8 +9,8 @@ from typing import Any
 from huggingface_hub.errors import HTTPError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rlhf_kit.export.check_base import Adapter, Base, quiet
-from rlhf_kit.export.check_files import FAILURES, Finding, first_line, listed
+from rlhf_kit.export.check.base import Adapter, Base, quiet
+from rlhf_kit.export.check.files import FAILURES, Finding, first_line, listed
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _EMBEDDINGS = ("embed", "wte", "word_embeddings", "token_adapter")

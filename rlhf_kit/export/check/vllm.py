@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_kit.export.check_files import AdapterConfig, Finding, listed
-from rlhf_kit.export.check_keys import PREFIX, Pair
+from rlhf_kit.export.check.files import AdapterConfig, Finding, listed
+from rlhf_kit.export.check.keys import PREFIX, Pair
 
 VERSION = "0.32.0"
 MAX_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rlhf_kit.export.check_files import Finding, listed
+from rlhf_kit.export.check.files import Finding, listed
 
 PREFIX = "base_model.model."
 """What every name begins with in a PEFT checkpoint."""

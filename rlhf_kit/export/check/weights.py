@@ -13,8 +13,8 @@ from peft.utils.constants import EMBEDDING_LAYER_NAMES, INCLUDE_LINEAR_LAYERS_SH
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from rlhf_kit.export.check_files import AdapterConfig, Finding, listed
-from rlhf_kit.export.check_keys import PREFIX, Pair
+from rlhf_kit.export.check.files import AdapterConfig, Finding, listed
+from rlhf_kit.export.check.keys import PREFIX, Pair
 
 _USUAL = (torch.float32, torch.bfloat16, torch.float16)
 CLASSIFIERS = ("SEQ_CLS", "TOKEN_CLS")

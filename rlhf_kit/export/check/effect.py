@@ -11,10 +11,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_kit.export.check_base import Adapter, Base, quiet
-from rlhf_kit.export.check_files import FAILURES, Finding, first_line
-from rlhf_kit.export.check_fit import embedding_rows, model_class_of, resize, with_labels
-from rlhf_kit.export.check_weights import CLASSIFIERS
+from rlhf_kit.export.check.base import Adapter, Base, quiet
+from rlhf_kit.export.check.files import FAILURES, Finding, first_line
+from rlhf_kit.export.check.fit import embedding_rows, model_class_of, resize, with_labels
+from rlhf_kit.export.check.weights import CLASSIFIERS
 
 _SEQUENCES, _LENGTH = 4, 16
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_kit.errors import ExportError
-from rlhf_kit.export.check_base import Adapter, find_base, name_findings
-from rlhf_kit.export.check_effect import effect_of
-from rlhf_kit.export.check_files import AdapterConfig, Finding, peft_config, read_config, read_tensors
-from rlhf_kit.export.check_fit import embedding_rows, fit_findings, saved_rows, skeleton_of
-from rlhf_kit.export.check_keys import Pair, canonical_tensors, lora_pairs
-from rlhf_kit.export.check_tokenizer import tokenizer_findings
-from rlhf_kit.export.check_vllm import vllm_findings
-from rlhf_kit.export.check_weights import (
+from rlhf_kit.export.check.base import Adapter, find_base, name_findings
+from rlhf_kit.export.check.effect import effect_of
+from rlhf_kit.export.check.files import AdapterConfig, Finding, peft_config, read_config, read_tensors
+from rlhf_kit.export.check.fit import embedding_rows, fit_findings, saved_rows, skeleton_of
+from rlhf_kit.export.check.keys import Pair, canonical_tensors, lora_pairs
+from rlhf_kit.export.check.tokenizer import tokenizer_findings
+from rlhf_kit.export.check.vllm import vllm_findings
+from rlhf_kit.export.check.weights import (
     alpha_findings,
     head_findings,
     number_findings,
