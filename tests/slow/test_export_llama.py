@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,11 @@ from export_run import write_stage
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from whole_run import write_run
 
 from rlhf_kit import load, load_backbone
 from rlhf_kit.cli import main
+from rlhf_kit.export import gguf_adapter
 from rlhf_kit.export.environments import python_of
 from rlhf_kit.export.gguf_adapter import write_gguf
 from rlhf_kit.export.gguf_model import CONVERTER, convert
@@ -164,9 +165,7 @@ def exports(run: Path) -> dict[str, Path]:
     found = {}
     for name, options in EXPORTS.items():
         found[name] = run.parent / name
-        started = time.time()
         assert main(["export", str(run), *options, "--out", str(found[name])]) == 0, name
-        print(name, time.time() - started)
     return found
 
 
@@ -182,7 +181,6 @@ def test_every_kind_is_on_disk_and_verified(exports: dict[str, Path]) -> None:
         there = {path.name for path in exports[name].iterdir()}
         assert {*files, "README.md", "manifest.json"} <= there, name
         metrics = json.loads((exports[name] / "manifest.json").read_text())["metrics"]
-        print(name, metrics)
         assert metrics["loader"] == loader and metrics["positions"] >= 256
         assert 10 * metrics["mean_kl"] < metrics["base_mean_kl"]
         assert not [path for path in there if path.startswith(".")], "nothing of the making is left"
@@ -247,10 +245,26 @@ def test_llama_answers_as_peft_does(
                 print(f"  PEFT       {tokenizer.decode(answer)!r}\n  llama.cpp  {tokenizer.decode(other)!r}")
         with capsys.disabled():
             print(f"{name}: {equal} of {len(answers)} answers equal, {sum(same)} of {len(same)} tokens teacher-forced")
-            print(kl(ours, theirs), [c["choices"][0]["message"]["content"] for c in said["chats"]])
         assert firsts >= len(prompts) - 1
         assert sum(same) / len(same) >= 0.995
         assert kl(ours, theirs) < 1e-4
+
+
+def test_llama_catches_queries_that_are_rotated_otherwise(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gguf_adapter, "permuted", lambda module, b, config: b)
+    assert main(["export", str(run), "--to", "gguf-adapter", "--out", str(run.parent / "wrong")]) == 2
+    assert "reloaded by llama.cpp" in (said := capsys.readouterr().err) and "Nothing was kept" in said
+    assert not [path for path in run.parent.iterdir() if "wrong" in path.name]
+
+
+def test_a_tokenizer_that_the_converter_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path)
+    assert main(["export", str(run), "--to", "gguf", "--out", str(tmp_path / "out")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "converter" in line and "cannot" in line]
+    assert line.startswith("llama.cpp's converter cannot write this model as GGUF: ") and "pre-tokenizer" in line
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
 # -------------------------------------------------------------------- small models of every kind
@@ -366,6 +380,5 @@ def test_adapter_of_every_kind_of_model(
     with model.disable_adapter():
         without = logits_of(model, sequences)
     theirs, _ = ask(tmp_path, tmp_path / "base.gguf", tmp_path / "adapter.gguf", sequences=sequences)
-    print(model_type, kl(ours, theirs), kl(ours, without), max(row.std() for row in ours))
     assert kl(ours, theirs) < 1e-4
     assert kl(ours, without) > 0.1
