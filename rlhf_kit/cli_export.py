@@ -99,7 +99,11 @@ def _export(arguments: argparse.Namespace) -> int:
     from rlhf_kit.export.hub import is_export, push
 
     finished = run
-    if not is_export(run):
+    if is_export(run):
+        made = ("kind", "adapter", "out", "dtype", "merged", "merge_with")
+        if any(vars(arguments)[name] for name in made):
+            raise ExportError(f"{run}: is a finished export, and pushed as it is; leave out what asks for another")
+    else:
         finished = export(run, _wish(arguments, arguments.kind or "adapter"), role=arguments.adapter, out=arguments.out)
     print(push(finished, arguments.repo, private=not arguments.public, revision=arguments.revision))
     return 0

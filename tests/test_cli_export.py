@@ -81,6 +81,10 @@ def test_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert len(made) == 1, "a finished export is pushed as it is"
     assert pushed[1] == ((tmp_path, "me/mine"), {"private": False, "revision": "next"})
     assert capsys.readouterr().out == "its address\n" * 2
+    for asked in (["--as", "gguf"], ["--dtype", "f16"], ["--adapter", "sft"], ["--merge-with", "a"]):
+        assert main([*typed, *asked]) == 2
+        assert capsys.readouterr().err.startswith(f"{tmp_path}: is a finished export, and pushed as it is; leave out")
+    assert (len(made), len(pushed)) == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_kit.models import exact
-from rlhf_kit.models.exact import computed_in
+from rlhf_kit.models.exact import cast_to_float32, computed_in
 
 IDS = torch.stack([torch.arange(5, 45), torch.arange(200, 240)])
 # GPT-2: Conv1D, biases, LayerNorm, learnt positions, a tied head. Gemma: scaled embeddings, soft caps. Phi: a head with
@@ -103,6 +103,14 @@ def test_as_the_model_loaded_in_float32_and_cast_whole(kind: str, dtype: torch.d
     assert (expected - rounded).abs().max() > 1e-2, "or else there is nothing to see"
     assert state(model) == before and not changes(model)
     assert torch.equal(logits(model), rounded)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3_text"])
+def test_cast_to_float32_as_the_model_loaded_in_float32(kind: str, tmp_path: Path) -> None:
+    model_of(kind).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(logits(cast_to_float32(model)), logits(loaded))
 
 
 def test_float32_in_float64() -> None:

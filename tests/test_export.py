@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
-from whole_run import IDS, base_of, change, left_in, logits_of, rehash, write_run
+from whole_run import IDS, base_of, change, left_in, logits_of, rehash, write_base, write_run
 
 from rlhf_kit.checkpoint import MANIFEST, read_manifest, write_json
 from rlhf_kit.errors import CheckpointError, ExportError
@@ -329,6 +329,15 @@ def test_a_role_with_a_head(place: Path, tmp_path: Path, kind: str) -> None:
     assert (out / "config.json").is_file() == (kind == "merged")
     assert read_manifest(out).inputs["role"] == "value"
     assert read_manifest(out).metrics["merged"] == (kind == "merged")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_reward_model_on_gemma_in_bfloat16(dtype: str, tmp_path: Path) -> None:
+    """Its embeddings are multiplied with a number that is another one in bfloat16; loaded in float32 it is exact."""
+    base = write_base(tmp_path / "base", "gemma2", dtype=torch.bfloat16)
+    run = write_run(tmp_path, base=base, dtype="bfloat16")
+    metrics = read_manifest(export(run, Wish("reward", dtype, merged=True))).metrics
+    assert metrics["dtype"] == dtype and metrics["max_difference"] < metrics["limit"]
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backbones import tiny_backbone
+from backbones import base_of_type, tiny_backbone, tiny_base
+from peft import PeftModel
 from torch import Tensor
 from whole_run import left_in
 
 from rlhf_kit.errors import ExportError
+from rlhf_kit.export import comparison
 from rlhf_kit.export.comparison import Answers, Figures, Limit, Logits, Reference, figures, judge, own_answers
 
 CONFIG = "adapter_config.json"
@@ -117,6 +119,44 @@ def test_a_model_that_ends_at_once_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="ends its answers at once: 32 tokens in 32 answers, where 33 are to be comp"):
         own_answers(backbone, "policy", 33)
     assert own_answers(backbone, "policy", 32).positions == 32
+
+
+ANSWERS = Answers([list(range(5, 45)), list(range(90, 103)), list(range(200, 229)), [7, 8]], [30, 2, 0, 0])
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 100])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_logits_are_those_of_each_sequence_alone(kind: str, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stands behind it in a batch. Each position is the one that predicts a token of the answer."""
+    model = base_of_type(kind)
+    seen: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(
+        lambda _, inputs, named: seen.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    monkeypatch.setattr(comparison, "_NUMBERS", together * 39 * model.config.vocab_size)
+    found = list(comparison.logits_of(model, model, ANSWERS, torch.float64))
+    assert [len(batch) for batch in found] == [9, 10, 28, 1] and ANSWERS.positions == 48
+    assert [rows for rows, _ in seen] == {1: [1, 1, 1, 1], 2: [2, 2], 3: [3, 1], 100: [4]}[together]
+    whole = model.double()
+    for logits, sequence, first in zip(found, ANSWERS.sequences, ANSWERS.first, strict=True):
+        with torch.no_grad():
+            alone = whole(input_ids=torch.tensor([sequence])).logits[0]
+        assert logits.dtype == torch.float64 and torch.allclose(logits, alone[first:-1], atol=1e-12)
+
+
+def test_a_reference_is_the_trained_model_beside_its_base(tmp_path: Path) -> None:
+    backbone = tiny_backbone("other", "policy")
+    reference = comparison.refer(backbone, "policy", ANSWERS, tmp_path)
+    backbone.save_adapter("policy", tmp_path / "policy")
+    peft = PeftModel.from_pretrained(tiny_base(), str(tmp_path / "policy"))
+    trained = [x.numpy() for x in comparison.logits_of(peft, peft.get_base_model(), ANSWERS)]
+    assert all(np.array_equal(x.numpy(), y) for x, y in zip(reference.logits, trained, strict=True))
+    base = [x.numpy() for x in comparison.logits_of(tiny_base(), tiny_base(), ANSWERS)]
+    assert vars(reference.base) == pytest.approx(by_hand(trained, base), rel=1e-5)
+    assert reference.base.max_difference > 1 and reference.base.mean_kl > 0.01
+    assert reference.compare(torch.from_numpy(x) for x in trained).max_difference == 0
+    assert reference.compare(torch.from_numpy(x) for x in base) == reference.base
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"], "no logits are left"
 
 
 def reference_of(**base: float) -> Reference:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from whole_run import base_of, left_in, logits_of, write_adapter, write_run
 
-from rlhf_kit.errors import ExportError
+from rlhf_kit.errors import CheckpointError, ExportError
 from rlhf_kit.export.exporting import Wish, export
-from rlhf_kit.export.trained import Mixture, of_mixture
+from rlhf_kit.export.source import find
+from rlhf_kit.export.trained import TRAINED, Mixture, load_trained, of_mixture
 from rlhf_kit.models.backbone import WEIGHTS_FILE
 
 KEY = "base_model.model."
+CONFIG = "adapter_config.json"
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +35,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def update(directory: Path, module: str) -> torch.Tensor:
     """scaling B A of one module, in float64, from the files."""
-    import json
-
     weights = {name: tensor.double() for name, tensor in load_file(directory / WEIGHTS_FILE).items()}
-    config = json.loads((directory / "adapter_config.json").read_text())
+    config = json.loads((directory / CONFIG).read_text())
     rank = math.sqrt(config["r"]) if config["use_rslora"] else config["r"]
     b, a = weights[f"{KEY}{module}.lora_B.weight"], weights[f"{KEY}{module}.lora_A.weight"]
     return config["lora_alpha"] / rank * b @ a
@@ -91,11 +92,7 @@ def test_other_methods_are_what_peft_makes(method: str, place: Path, tmp_path: P
 
 def test_of_several_with_rslora_first(place: Path, tmp_path: Path) -> None:
     """PEFT copies the first one's settings: with rsLoRA its result would be sqrt(r) times too large."""
-    from rlhf_kit.export.source import find
-    from rlhf_kit.export.trained import TRAINED, load_trained
-    from rlhf_kit.models import Backbone
-
-    backbone: Backbone = load_trained(find(place / "run"))
+    backbone = load_trained(find(place / "run"))
     backbone.load_adapter("root", place / "root")
     backbone.load_adapter("same", place / "same")
     backbone.weight_adapters("both", ["root", "same"], [0.5, 0.5], "cat")
@@ -110,16 +107,75 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("linear", {"r": 3}, "PEFT cannot weight these adapters by linear: All adapters must have the same r"),
     ("cat", {"use_dora": True}, "DoRA cannot be weighted, only plain LoRA"),
     ("cat", {"bias": "all"}, "biases cannot be weighted, only plain LoRA"),
+    ("cat", {"lora_bias": True}, "biases cannot be weighted, only plain LoRA"),
+    ("cat", {"modules_to_save": ["embed_tokens"]}, "modules_to_save cannot be weighted, only plain LoRA"),
+    # What PEFT makes of these has matrices of another rank than its configuration says, and nothing can load it.
+    ("linear", {"rank_pattern": {"layers.0.self_attn.q_proj": 2}}, "PEFT cannot weight these adapters by linear"),
+    ("magnitude_prune", {"r": 2, "rank_pattern": {"down_proj": 4}}, "by magnitude_prune"),
+    ("svd", {"r": 20}, r"by svd: model\.layers\.0\.self_attn\.k_proj is of another rank than the rest"),
+    ("linear", {"target_modules": ".*_proj"}, "by linear: all adapter configs should follow the same target modules"),
 ]
 
 
 @pytest.mark.parametrize(("method", "fields", "words"), REFUSED)
 def test_what_cannot_be_weighted(method: str, fields: dict[str, Any], words: str, place: Path, tmp_path: Path) -> None:
     write_adapter(tmp_path / "part", place / "base", 3, **fields)
-    wish = Wish("adapter", mixture=Mixture((tmp_path / "part",), (0.5, 0.5), method))
+    density = 0.5 if method == "magnitude_prune" else None
+    wish = Wish("adapter", mixture=Mixture((tmp_path / "part",), (0.5, 0.5), method, density))
     with pytest.raises(ExportError, match=words):
         export(place / "run", wish, out=tmp_path / "out")
     assert not any(name.startswith((".out", "out")) for name in left_in(tmp_path))
+
+
+def test_layers_that_the_first_adapter_does_not_have(place: Path) -> None:
+    """PEFT leaves them out of the mixture, without a word: it copies the first one's `layers_to_transform`."""
+    write_adapter(place / "first", place / "base", 5, target_modules=["q_proj"], layers_to_transform=[0])
+    write_adapter(place / "second", place / "base", 6, target_modules=["q_proj"])
+    backbone = load_trained(find(place / "run"))
+    for name in ("first", "second"):
+        backbone.load_adapter(name, place / name)
+    with pytest.raises(ValueError, match=r"^model\.layers\.1\.self_attn\.q_proj is left out, because the first"):
+        backbone.weight_adapters("both", ["first", "second"], [0.5, 0.5], "cat")
+    backbone.weight_adapters("turned", ["second", "first"], [0.5, 0.25], "cat")
+    backbone.save_adapter("turned", place / "turned")
+    for layer, weight in ((0, 0.25), (1, 0.0)):
+        module = f"model.layers.{layer}.self_attn.q_proj"
+        by_hand = 0.5 * update(place / "second", module)
+        if weight:
+            by_hand += weight * update(place / "first", module)
+        assert (update(place / "turned", module) - by_hand).abs().max() < 1e-6
+
+
+def test_an_adapter_of_another_base(place: Path, tmp_path: Path) -> None:
+    """It would fit, of the same shapes; a path says nothing of whose it is."""
+    write_adapter(tmp_path / "part", place / "base", 3)
+    config = json.loads((tmp_path / "part" / CONFIG).read_text())
+    wish = Wish(mixture=Mixture((tmp_path / "part",), (0.5, 0.5)))
+    (tmp_path / "part" / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "someone/other"}))
+    with pytest.raises(ExportError, match=r"part: was trained on someone/other, not on someone/tiny$"):
+        export(place / "run", wish, out=tmp_path / "out")
+    assert left_in(tmp_path) == ["part", f"part/{CONFIG}", f"part/{WEIGHTS_FILE}"]
+    (tmp_path / "part" / CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": str(place / "base")}))
+    export(place / "run", wish, out=tmp_path / "out")
+
+
+def test_the_scale_of_another_adapter_is_part_of_the_wish(place: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "part", place / "base", 3)
+    wish = Wish(mixture=Mixture((tmp_path / "part",), (0.5, 0.5)))
+    out = export(place / "run", wish, out=tmp_path / "out")
+    assert export(place / "run", wish, out=tmp_path / "out") == out
+    config = json.loads((tmp_path / "part" / CONFIG).read_text())
+    (tmp_path / "part" / CONFIG).write_text(json.dumps(config | {"lora_alpha": 1}))
+    with pytest.raises(CheckpointError, match="exists already, of something else"):
+        export(place / "run", wish, out=tmp_path / "out")
+
+
+def test_what_is_drawn_is_the_same_every_time(place: Path, tmp_path: Path) -> None:
+    wish = Wish(mixture=Mixture((place / "same",), (0.5, 0.5), "dare_ties", 0.5))
+    first = load_file(export(place / "run", wish, out=tmp_path / "first") / WEIGHTS_FILE)
+    torch.manual_seed(99)  # whatever has been drawn meanwhile
+    second = load_file(export(place / "run", wish, out=tmp_path / "second") / WEIGHTS_FILE)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_directory_without_an_adapter(place: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from rlhf_kit.export.questions import QUESTIONS
 from rlhf_kit.export.reward_card import reward_card
 from rlhf_kit.export.source import Source
 from rlhf_kit.models import Backbone, ScalarHead, load_base, load_tokenizer, resolve
+from rlhf_kit.models.exact import cast_to_float32
 from rlhf_kit.models.loading import base_id, resolve_dtype
 from rlhf_kit.recipe import ModelSection, Recipe
 from rlhf_kit.rewards import REWARD, score
@@ -145,7 +146,7 @@ def _in_float32(model: ModelSection) -> tuple[Backbone, Any]:
     adapter comes to it: merging into quantised weights loses half of the adapter."""
     base = load_base(model)
     quantization = None if model.quantization is None else base.config.quantization_config
-    base = base.float() if quantization is None else base.dequantize(dtype=torch.float32)
+    base = cast_to_float32(base if quantization is None else base.dequantize(dtype=torch.float32))
     return Backbone(base, load_tokenizer(model), base_id(model)), quantization
 
 
@@ -199,7 +200,7 @@ def _reload_adapter(out: Path, model: ModelSection, pad: int, quantization: Any)
         pad_token_id=pad,
         **({} if quantization is None else {"quantization_config": quantization}),
     )
-    base = base.float() if quantization is None else base.dequantize(dtype=torch.float32)
+    base = cast_to_float32(base if quantization is None else base.dequantize(dtype=torch.float32))
     return PeftModel.from_pretrained(base, str(out)).eval()
 
 

@@ -173,7 +173,9 @@ class Backbone(nn.Module):
                 continue
             if name not in layer.r:
                 raise ValueError(f"{module} is left out, because the first adapter is of some layers only")
-            if name in layer.lora_A and layer.lora_A[name].weight.size(0) != layer.r[name]:
+            if name not in layer.lora_A:  # an embedding's
+                continue
+            if not layer.lora_A[name].weight.size(0) == layer.lora_B[name].weight.size(1) == layer.r[name]:
                 raise ValueError(f"{module} is of another rank than the rest; cat takes any ranks")
         self._index()
         for parameter in self._parameters_of[name]:

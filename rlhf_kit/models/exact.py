@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 # Rows of the output matrix that are cast at once: of a large vocabulary the whole is a good part of the model.
-_ROWS = 8192
+_ROWS = 2048
 
 
 @contextlib.contextmanager
@@ -55,6 +55,14 @@ def computed_in(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
             layer.cast_input_dtype_enabled = True
         if plain_head:
             del head.forward
+
+
+def cast_to_float32(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, as if it had been loaded in float32: its weights as they are, and nothing else rounded."""
+    for module in model.float().modules():
+        if (scale := _scale(module)) is not None:
+            module.get_buffer("embed_scale").fill_(scale)
+    return model
 
 
 def _is_lower(parameter: nn.Parameter, dtype: torch.dtype) -> bool:
