@@ -27,7 +27,7 @@ LIMITS = {
     "bfloat16": Limit(top1_agreement=0.96, mean_kl=5e-3),
 }
 
-# A file at most. safetensors copies the tensors of a file before it writes them: of small files the copy is small.
+# Of the model, a file at most: a push that breaks off sends the file again in which it was.
 _SHARES = 32
 _SMALLEST = 100_000_000
 _LARGEST = 2_000_000_000
@@ -118,7 +118,7 @@ def _cast(new: Tensor, dtype: torch.dtype, old: Tensor) -> Tensor:
 
 
 def save(model: PreTrainedModel, out: Path) -> None:
-    """Weights and configuration; in several files where one would need too much memory to write."""
+    """Weights and configuration; a large model in several files."""
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     model.save_pretrained(out, max_shard_size=min(max(size // _SHARES, _SMALLEST), _LARGEST))
 
