@@ -192,6 +192,7 @@ def test_the_same_again_does_nothing(
     out = export(run, Wish("merged"))
     before = times(run)
     refuse_to_load(monkeypatch)
+    caplog.clear()  # of the first one, where a test before has switched the log on
     with caplog.at_level(logging.INFO, "rlhf_kit"):
         assert export(run, Wish("merged")) == out
         assert export(run / "ppo", Wish("merged"), role="policy", out=out) == out
