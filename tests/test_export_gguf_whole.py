@@ -99,12 +99,21 @@ def test_an_adapter_that_does_something_else_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_that_is_the_base_is_not_kept(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    OtherLlama(monkeypatch)
+    base = tiny_base()
+    monkeypatch.setattr(gguf_model, "logits_of_gguf", lambda model, answers, tokenizer: logits_of(base, base, answers))
+    with pytest.raises(ExportError, match=r"reloaded by llama\.cpp at \d+ positions.*KL from the trained model is"):
+        export(run, Wish("gguf"), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 # -------------------------------------------------------------------- programs that fail
 
 
 def program(path: Path, text: str) -> Path:
     """Something that is started in the place of another environment's Python."""
-    path.write_text(f"#!{sys.executable}\nimport json, pathlib, sys\n{text}\n")
+    path.write_text(f"#!{sys.executable}\nimport array, json, pathlib, sys\n{text}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
@@ -153,7 +162,7 @@ def answers_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> li
 REPLY = """
 request = json.load(sys.stdin)
 pathlib.Path("{seen}").write_text(json.dumps(request))
-pathlib.Path(request["logits"]).write_bytes(bytes(4 * 4 * 2))
+array.array("f", range(4 * 2)).tofile(open(request["logits"], "wb"))
 print(json.dumps({{"vocabulary": 2, "positions": 4, "tokens": {tokens}}}))
 """
 
@@ -162,7 +171,7 @@ def test_what_llama_is_asked_and_how_its_logits_are_cut(tmp_path: Path, monkeypa
     seen = tmp_path / "seen.json"
     ours = [ids for _, ids in (llama._rendered(tiny_backbone().tokenizer, question) for question in llama.QUESTIONS)]
     rows = answers_of(tmp_path, monkeypatch, REPLY.format(seen=seen, tokens=ours))
-    assert [list(r.shape) for r in rows] == [[2, 2], [2, 2]]
+    assert [r.tolist() for r in rows] == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]], "two positions of each, of two tokens"
     asked = json.loads(seen.read_text())
     assert (asked["sequences"], asked["first"], asked["lora"]) == ([[1, 2, 3], [5, 6]], [1, 0], None)
     assert asked["texts"][0] == "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"

@@ -56,7 +56,9 @@ def logits_of_gguf(
                 "sequences": [sequence[:-1] for sequence in answers.sequences],
                 "first": answers.first,
                 "texts": [text for text, _ in rendered],
-                "threads": torch.get_num_threads(),
+                # They wait for each other in a loop: with one for each core, a machine with other work takes many times
+                # as long.
+                "threads": max(1, torch.get_num_threads() // 2),
                 "logits": str(logits),
             }
         )
