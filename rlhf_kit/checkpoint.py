@@ -165,6 +165,15 @@ def open_work(run: Path, inputs: dict[str, Any]) -> Path:
     return work
 
 
+def clear_work(work: Path) -> None:
+    """Empties a work directory but for what the stage depends on."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != INPUTS:
+            path.unlink()
+
+
 def seal(directory: Path) -> None:
     """Writes the hashes of all files of a checkpoint into it and flushes them to the disk; nothing may change after."""
     hashes = {}

@@ -21,6 +21,7 @@ from rlhf_kit.checkpoint import read_json, write_json
 from rlhf_kit.errors import CheckpointError, ExportError
 from rlhf_kit.models import Backbone, ScalarHead
 from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.loading import save_lora_config
 from rlhf_kit.recipe import ModelSection
 from rlhf_kit.rewards import REWARD
 
@@ -79,10 +80,7 @@ def write_adapter(backbone: Backbone, run: Path, model: ModelSection, out: Path)
     config = LoraConfig.from_pretrained(str(run))
     config.task_type = "SEQ_CLS"
     config.modules_to_save = [head]
-    config.base_model_name_or_path, config.revision = backbone.base_id, model.revision
-    if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # else in another order each time
-    config.save_pretrained(str(out))
+    save_lora_config(config, out, backbone.base_id, model.revision)
     state = load_file(run / WEIGHTS_FILE)
     state[f"base_model.model.{head}.weight"] = weight.cpu()[None].contiguous()
     save_file(state, out / WEIGHTS_FILE, {"format": "pt"})

@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rlhf_kit.process import memory_of_machine
+
 __all__ = ["Finding", "examine", "is_able", "to_json"]
 
 REQUIRED = ("torch", "transformers", "trl", "peft")
@@ -83,12 +85,9 @@ def _cores() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    if sys.platform == "win32":
+    total = memory_of_machine()
+    if total is None:
         return
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container, which sees the memory of its host otherwise
-    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdecimal():
-        total = min(total, int(text))
     enough = total >= 4 * _GB
     yield Finding(
         "memory", enough, _size(total), "" if enough else "too little for the quickstart; choose a smaller model"

@@ -226,10 +226,11 @@ def _inputs(recipe: Recipe, name: str, parents: dict[str, Path]) -> dict[str, An
     if name == "ppo":
         others = [source for source in recipe.ppo.reward_funcs if source != REWARD]
         sources |= {f"reward_funcs.{n}": _file_of(source) for n, source in enumerate(others)}
-        settings["init"] = _hash(recipe.ppo.init) if recipe.ppo.init not in ("sft", "base") else None
     if name == "reward":
         sources |= recipe.phases
-        settings["init"] = _hash(recipe.reward.init) if recipe.reward.init not in ("sft", "base") else None
+    if name in ("reward", "ppo"):
+        init = getattr(recipe, name).init
+        settings["init"] = _hash(init) if init not in ("sft", "base") else None
     return {
         "model": model,
         "lora": recipe.lora.model_dump(),

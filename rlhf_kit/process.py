@@ -9,8 +9,9 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 
-__all__ = ["line_for", "prepare_torch", "set_up_logging"]
+__all__ = ["line_for", "memory_of_machine", "prepare_torch", "set_up_logging"]
 
 
 def set_up_logging() -> None:
@@ -27,6 +28,18 @@ def prepare_torch() -> None:
     if not sys.warnoptions:  # what other people's packages will rename one day is nothing a user can mend
         warnings.filterwarnings("ignore", category=FutureWarning)
     _keep_freed_memory()
+
+
+def memory_of_machine() -> int | None:
+    """Bytes of this machine, or of the container, which sees the memory of its host otherwise; None where the system
+    does not tell."""
+    if sys.platform == "win32":
+        return None
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdecimal():
+        total = min(total, int(text))
+    return total
 
 
 def _keep_freed_memory() -> None:

@@ -56,6 +56,7 @@ def test_what_is_asked_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     calls: list[Any] = []
+    (tmp_path / "ppo").mkdir()  # of which the run's own export step would be made, if nothing else were asked for
 
     def export(run: Path, asked: Wish, *, role: str | None, out: Path | None) -> Path:
         calls.append((run, asked, role, out))

@@ -580,10 +580,10 @@ def test_a_base_without_weights_is_enough_for_names_and_shapes(tmp_path: Path) -
 
 def test_a_base_larger_than_the_memory_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = sum(parameter.numel() for parameter in tiny_base().parameters())
-    monkeypatch.setattr(effect, "_memory", lambda: 4 * parameters - 1)
+    monkeypatch.setattr(effect, "memory_of_machine", lambda: 4 * parameters - 1)
     found = check(saved())
     assert "not-loaded" in notes(found) and found.effect is None and found.is_sound
-    monkeypatch.setattr(effect, "_memory", lambda: 4 * parameters)
+    monkeypatch.setattr(effect, "memory_of_machine", lambda: 4 * parameters)
     assert check(saved()).effect is not None
 
 

@@ -13,7 +13,7 @@ from rlhf_kit.export.source import Source
 from rlhf_kit.export.trained import TRAINED, Mixture, load_plain_base, load_trained
 from rlhf_kit.models import Backbone
 from rlhf_kit.models.backbone import WEIGHTS_FILE
-from rlhf_kit.models.loading import base_id
+from rlhf_kit.models.loading import base_id, save_lora_config
 
 LIMIT = Limit(max_difference=1e-5)
 
@@ -53,8 +53,5 @@ def write_adapter(backbone: Backbone, source: Source, out: Path, mixture: Mixtur
     else:
         backbone.save_adapter(TRAINED, out)
         config = LoraConfig.from_pretrained(str(out))
-    config.base_model_name_or_path, config.revision = base_id(source.model), source.model.revision
-    if isinstance(config.target_modules, set):
-        config.target_modules = sorted(config.target_modules)  # else in another order each time
-    config.save_pretrained(str(out))
+    save_lora_config(config, out, base_id(source.model), source.model.revision)
     backbone.tokenizer.save_pretrained(out)

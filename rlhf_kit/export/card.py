@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_kit.checkpoint import Manifest, versions
+from rlhf_kit.export.check.vllm import max_lora_rank
 from rlhf_kit.export.lineage import (
     LICENSES,
     data_of,
@@ -35,8 +36,6 @@ from rlhf_kit.stats.words import shown
 _ADAPTERS = ("adapter", "gguf-adapter")
 _LIBRARIES = {"adapter": "peft", "merged": "transformers"}  # GGUF is no library to the Hub, which sees it by the files
 _TITLES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "Proximal policy optimisation"}
-# vLLM's MaxLoRARanks (vllm/config/lora.py): --max-lora-rank takes no other.
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _REWARD = "a reward model that has learned from ranked answers"
 _LONGEST = 300
 _LENGTH = 64
@@ -94,7 +93,7 @@ def policy_card(run: Path, trained: Manifest, facts: Facts, tokenizer: PreTraine
         merged_with=[(name_of(name), f"{weight:g}") for name, weight in facts.merged_with],
         lora=recipe["lora"],
         rank=rank,
-        vllm_rank=next((allowed for allowed in _VLLM_RANKS if allowed >= rank), None),
+        vllm_rank=max_lora_rank(rank),
         stages=[_stage(name, manifest) for name, manifest in stages.items()],
         sources=[_REWARD if source == "reward" else code(name_of(source)) for source in recipe["ppo"]["reward_funcs"]],
         ema_decay=recipe["ppo"]["ema_decay"],

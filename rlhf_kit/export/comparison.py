@@ -22,6 +22,7 @@ from rlhf_kit.export.questions import QUESTIONS
 from rlhf_kit.models import Backbone
 from rlhf_kit.models.exact import computed_in
 from rlhf_kit.models.lora_linear import as_peft
+from rlhf_kit.rewards import autocast
 from rlhf_kit.rollout import sample
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def own_answers(backbone: Backbone, name: str, positions: int = POSITIONS) -> An
     found = Answers([], [])
     for number, start in product(range(_MOST_ROUNDS), range(0, len(prompts), _BATCH)):
         asked, temperature = prompts[start : start + _BATCH], 0.0 if number == 0 else 1.0
-        with torch.no_grad(), backbone.role(name), _as_trained(backbone):
+        with torch.no_grad(), backbone.role(name), autocast(backbone):
             answers = sample(backbone, asked, max_new_tokens=room, temperature=temperature, generator=generator)
         for prompt, answer in zip(asked, answers, strict=True):
             if prompt + answer not in found.sequences:  # said once more, it is no new position
@@ -85,11 +86,6 @@ def own_answers(backbone: Backbone, name: str, positions: int = POSITIONS) -> An
         f"the trained model ends its answers at once: {found.positions} tokens in {len(found.sequences)} answers, "
         f"where {positions} are to be compared; there is nothing to carry away"
     )
-
-
-def _as_trained(backbone: Backbone) -> Any:
-    half = backbone.base.dtype == torch.bfloat16
-    return torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=half)
 
 
 def logits_of(

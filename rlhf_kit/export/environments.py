@@ -9,18 +9,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from rlhf_kit.errors import ExportError
-from rlhf_kit.models.sources import cache_dir
+from rlhf_kit.models.sources import cache_dir, made_once
 
 log = logging.getLogger(__name__)
 
@@ -60,17 +58,8 @@ def python_of(environment: Environment) -> Path:
     """
     target = environment.directory
     if not _interpreter(target).exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{environment.name}-"))
-        try:
+        with made_once(target) as scratch:
             _make(environment, scratch)
-            try:
-                scratch.rename(target)
-            except OSError:
-                if not target.is_dir():  # else another process was faster, and made the same
-                    raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
     return _interpreter(target)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from peft import LoraConfig
 from peft.utils import CONFIG_NAME
 
-from rlhf_kit.checkpoint import INPUTS, MANIFEST, Manifest, differences, finish, open_work, read_manifest
+from rlhf_kit.checkpoint import MANIFEST, Manifest, clear_work, differences, finish, open_work, read_manifest
 from rlhf_kit.errors import CheckpointError, ExportError
 from rlhf_kit.export import gguf_adapter, gguf_model
 from rlhf_kit.export.adapter import export_adapter
@@ -98,11 +98,11 @@ def write(source: Source, wish: Wish, out: Path) -> dict[str, Any]:
         ExportError: it cannot be written as this kind, or is not what was trained.
         CheckpointError: the trained adapter is damaged.
     """
-    _clear(out)
+    clear_work(out)
     try:
         return _write(source, wish, out)
     except BaseException:
-        _clear(out)
+        clear_work(out)
         raise
 
 
@@ -199,12 +199,3 @@ def _same(out: Path, inputs: dict[str, Any]) -> Path:
         raise CheckpointError(f"{out}: exists already, of something else ({changed[0]}); name a new one with --out")
     log.info("%s: exported and verified already", out)
     return out
-
-
-def _clear(work: Path) -> None:
-    """Of what an interrupted attempt has left."""
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != INPUTS:
-            path.unlink()

@@ -32,11 +32,11 @@ from typing import Any
 
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # the last is httpx's or httpx2's
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, HTTPError  # the last is httpx's or httpx2's
 
 from rlhf_kit.checkpoint import INPUTS, MANIFEST, Manifest, read_json, read_manifest
 from rlhf_kit.errors import CheckpointError, ExportError
+from rlhf_kit.models.sources import is_repository_name
 
 __all__ = ["RECORD", "is_export", "push"]
 
@@ -153,7 +153,7 @@ def _files(directory: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _check_name(repo_id: str) -> None:
-    if not _is_name(repo_id):
+    if not is_repository_name(repo_id):
         raise ExportError(f"{repo_id}: not the name of a repository: `owner/name` of letters, digits, `-`, `_` and `.`")
 
 
@@ -168,7 +168,7 @@ def _record(manifest: Manifest) -> bytes:
 
 def _is_local(name: str, base: dict[str, Any]) -> bool:
     """Whether a base is named by a place on this machine, or by the name that was made from such a place."""
-    if not _is_name(name):
+    if not is_repository_name(name):
         return True
     source = base["name_or_path"]
     if name == base["id"]:
@@ -205,7 +205,9 @@ def _check_card(path: Path) -> None:
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             wrong.append(f"{key}: must be a text or a list of texts")
         elif key in _NAMES:
-            wrong += [f"{key}: {value!r} is not the name of a repository" for value in values if not _is_name(value)]
+            wrong += [
+                f"{key}: {value!r} is not the name of a repository" for value in values if not is_repository_name(value)
+            ]
     licence = data.get("license")
     if isinstance(licence, str) and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
         wrong.append(f"license: {licence!r} is not an identifier of the Hub, such as apache-2.0")
@@ -213,14 +215,6 @@ def _check_card(path: Path) -> None:
         wrong.append("license: other needs license_name and license_link")
     if wrong:
         raise ExportError(f"{path}: " + "; ".join(wrong))
-
-
-def _is_name(value: str) -> bool:
-    try:
-        validate_repo_id(value)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _check_places(directory: Path, record: bytes) -> None:

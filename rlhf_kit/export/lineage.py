@@ -10,12 +10,10 @@ from typing import Any
 import yaml
 from gguf import GGUFReader
 from huggingface_hub import ModelCard, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from rlhf_kit.checkpoint import MANIFEST, Manifest, read_json
 from rlhf_kit.errors import CheckpointError
-from rlhf_kit.models.sources import cache_dir
+from rlhf_kit.models.sources import cache_dir, is_repository_name
 from rlhf_kit.recipe import ModelSection, PpoSection, RewardSection, SftSection
 from rlhf_kit.recipe_sections import Section
 
@@ -97,11 +95,7 @@ def name_of(source: str) -> str:
 
 def is_repo_id(name: str) -> bool:
     """Whether the Hub may have a repository of this name; a path that is there is none."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return PurePath(name).suffix not in _FILES and not Path(name).exists()
+    return is_repository_name(name) and PurePath(name).suffix not in _FILES and not Path(name).exists()
 
 
 def hub_id(trained: Manifest) -> str | None:

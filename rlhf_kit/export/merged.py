@@ -63,8 +63,6 @@ def write_merged(
 ) -> Reference:
     """The merged model in `out`, and what it is to be compared with. Never more than one model in memory."""
     backbone = load_trained(source, mixture)
-    if dtype == torch.float32:
-        backbone.base.float()
     reference = refer(backbone, TRAINED, own_answers(backbone, TRAINED, positions), out, _computed(dtype))
     backbone.tokenizer.save_pretrained(out)
     model = merge(backbone, dtype)
@@ -102,7 +100,6 @@ def merge(backbone: Backbone, dtype: torch.dtype) -> PreTrainedModel:
             parameter.data = _cast(parameter.data, dtype, parameter.data)
         if not torch.isfinite(torch.stack(parameter.data.aminmax())).all():  # isfinite alone needs half the weights
             raise ExportError(f"{name}: the merged weights are not finite in {dtype}; export in bfloat16 or float32")
-    model.config.dtype = dtype
     return model
 
 
@@ -123,6 +120,17 @@ def save(model: PreTrainedModel, out: Path) -> None:
     model.save_pretrained(out, max_shard_size=min(max(size // _SHARES, _SMALLEST), _LARGEST))
 
 
+def refuse_strays(out: Path, report: dict[str, Any]) -> None:
+    """Looks at what transformers reports of a loaded model.
+
+    Raises:
+        ExportError: weights are missing, or are none of the model's.
+    """
+    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])})
+    if wrong:
+        raise ExportError(f"{out}: reloaded, weights are missing or are none of the model's: {', '.join(wrong[:3])}")
+
+
 def reload(out: Path, model: ModelSection) -> PreTrainedModel:
     """The written model as anyone loads it, in the precision that it was written in.
 
@@ -138,9 +146,7 @@ def reload(out: Path, model: ModelSection) -> PreTrainedModel:
         trust_remote_code=model.trust_remote_code,
         output_loading_info=True,
     )
-    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])})
-    if wrong:
-        raise ExportError(f"{out}: reloaded, weights are missing or are none of the model's: {', '.join(wrong[:3])}")
+    refuse_strays(out, report)
     if str(found.dtype) != f"torch.{wanted}":
         raise ExportError(f"{out}: written in {wanted}, but loaded in {found.dtype}")
     return found.eval()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import random
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from rlhf_kit.checkpoint import INPUTS
+from rlhf_kit.checkpoint import INPUTS, clear_work
 from rlhf_kit.classifier import write_adapter, write_merged
 from rlhf_kit.data import Encoder
 from rlhf_kit.errors import ExportError
+from rlhf_kit.export.merged import refuse_strays
 from rlhf_kit.export.questions import QUESTIONS
 from rlhf_kit.export.reward_card import reward_card
 from rlhf_kit.export.source import Source
@@ -88,7 +88,7 @@ def export_reward(source: Source, out: Path, *, merged: bool, dtype: str | None 
         CheckpointError: the stage's adapter or head is damaged.
     """
     if (out / INPUTS).is_file():
-        _clear(out)  # of what an interrupted attempt has left
+        clear_work(out)  # of what an interrupted attempt has left
     elif any(out.iterdir()):
         raise ExportError(f"{out}: not empty; name a new directory")
     if dtype is not None and not merged:
@@ -99,16 +99,8 @@ def export_reward(source: Source, out: Path, *, merged: bool, dtype: str | None 
     try:
         return _export(source, model, out, dtype or model.dtype if merged else None)
     except BaseException:
-        _clear(out)
+        clear_work(out)
         raise
-
-
-def _clear(out: Path) -> None:
-    for path in out.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != INPUTS:
-            path.unlink()
 
 
 def _export(source: Source, model: ModelSection, out: Path, dtype: str | None) -> dict[str, Any]:
@@ -182,9 +174,7 @@ def _reload_merged(out: Path, model: ModelSection) -> PreTrainedModel:
         trust_remote_code=model.trust_remote_code,
         output_loading_info=True,
     )
-    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"], *map(str, report["mismatched_keys"])})
-    if wrong:
-        raise ExportError(f"{out}: reloaded, weights are missing or are none of the model's: {', '.join(wrong[:3])}")
+    refuse_strays(out, report)
     return found.eval()
 
 

@@ -40,7 +40,7 @@ def computed_in(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
             handles.append(module.register_forward_hook(_looked_up(dtype)))
         elif any(_is_lower(p, dtype) for p in module.parameters(recurse=False)) and not (module is head and plain_head):
             handles.append(module.register_forward_pre_hook(_up(kept, dtype)))
-            handles.append(module.register_forward_hook(_back(kept), always_call=True))
+            handles.append(module.register_forward_hook(_back(kept)))
     if plain_head:
         head.forward = lambda hidden: _linear(head, hidden, dtype)
     try:
@@ -49,7 +49,7 @@ def computed_in(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-        for module in list(kept):  # torch calls no hook after an interrupt
+        for module in list(kept):  # after a forward that was cut off
             _put_back(kept, module)
         for layer in casting:
             layer.cast_input_dtype_enabled = True

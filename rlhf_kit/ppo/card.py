@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from rlhf_kit.checkpoint import versions
+from rlhf_kit.models.sources import is_repository_name
 from rlhf_kit.ppo.config import OWN_TO_RECIPES, PPOConfig
 from rlhf_kit.recipe_ppo import PpoSection
 
@@ -68,11 +68,8 @@ def _metadata(base: str, adapter: bool, tags: Sequence[str], further: Mapping[st
         "pipeline_tag": "text-generation",
         "tags": list(dict.fromkeys(("ppo", "rlhf", "rlhf_kit", *(["lora"] if adapter else []), *tags))),
     }
-    try:
-        validate_repo_id(base)
+    if is_repository_name(base):  # the Hub would refuse the card with another
         data |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
-    except HFValidationError:
-        pass  # weights of no repository; the Hub would refuse the card
     data |= {key: value for key, value in further.items() if value is not None}
     return str(ModelCardData(**data).to_yaml()) + "\n"
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HFValidationError, HTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HTTPError
 from peft import PeftConfig
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
@@ -20,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from rlhf_kit.errors import ModelError
 from rlhf_kit.export.check.files import FAILURES, AdapterConfig, Finding, first_line
 from rlhf_kit.export.check.keys import Pair
-from rlhf_kit.models import resolve
+from rlhf_kit.models.sources import is_repository_name, resolve
 
 _HUB_SECONDS = 10.0
 
@@ -85,7 +84,7 @@ def name_findings(file: str, config: AdapterConfig) -> Iterator[Finding]:
     elif _is_directory(name):
         said = f"{file}: base_model_name_or_path is {name}, a directory of this machine"
         yield Finding("base-path", "note", f"{said}; before others get the adapter, {advice}")
-    elif not _is_repository(name):
+    elif not is_repository_name(name):
         said = f"{file}: base_model_name_or_path is {name}, a path that is not on this machine"
         yield Finding("base-path", "warning", f"{said}; {advice}")
 
@@ -95,14 +94,6 @@ def _is_directory(name: str) -> bool:
         return Path(name).expanduser().is_dir()
     except (OSError, RuntimeError):  # too long a name, or the home of nobody
         return False
-
-
-def _is_repository(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def find_base(config: AdapterConfig, base: str | None, sha256: str | None) -> tuple[Base | None, list[Finding]]:
@@ -145,7 +136,7 @@ def _other_base(base: Base, config: AdapterConfig) -> Iterator[Finding]:
             f"the adapter names {named} as its base, which is of type {theirs}; {base.name} is {base.config.model_type}"
         )
         yield Finding("wrong-base", "error", f"{said}: compare it with its own base")
-    elif _is_repository(named) and _is_repository(base.name) and not _is_directory(base.name):
+    elif is_repository_name(named) and is_repository_name(base.name) and not _is_directory(base.name):
         said = f"the adapter names {named} as its base, and was compared with {base.name}"
         yield Finding("base-differs", "warning", f"{said}; that they are the same is yours to know")
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -15,6 +11,7 @@ from rlhf_kit.export.check.base import Adapter, Base, quiet
 from rlhf_kit.export.check.files import FAILURES, Finding, first_line
 from rlhf_kit.export.check.fit import embedding_rows, model_class_of, resize, with_labels
 from rlhf_kit.export.check.weights import CLASSIFIERS
+from rlhf_kit.process import memory_of_machine
 
 _SEQUENCES, _LENGTH = 4, 16
 
@@ -27,7 +24,7 @@ def effect_of(base: Base, adapter: Adapter, parameters: int) -> tuple[float | No
     Args:
         parameters: of the base.
     """
-    if (needed := 4 * parameters) > (memory := _memory()):
+    if (memory := memory_of_machine()) is not None and (needed := 4 * parameters) > memory:
         sizes = f"{needed / 1e9:.1f} GB in float32, this machine has {memory / 1e9:.1f} GB"
         said = f"{base.name}: too large to be loaded here ({sizes})"
         return None, [Finding("not-loaded", "note", f"{said}; not checked whether the adapter changes anything")]
@@ -63,17 +60,6 @@ def effect_of(base: Base, adapter: Adapter, parameters: int) -> tuple[float | No
         said = f"{adapter.directory}: loaded by PEFT on {base.name}, it changes nothing"
         return effect, [Finding("no-effect", "error", f"{said}: outputs with and without it are the same")]
     return effect, []
-
-
-def _memory() -> int:
-    """Bytes of this machine, or of the container, which sees the memory of its host otherwise."""
-    if sys.platform == "win32":
-        return sys.maxsize
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdecimal():
-        total = min(total, int(text))
-    return total
 
 
 def _sequences(model: PreTrainedModel, adapter: Adapter) -> Tensor:

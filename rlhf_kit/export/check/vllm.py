@@ -44,9 +44,13 @@ def vllm_findings(
         said = f"{file}: vLLM {VERSION} would refuse it: rank {rank} is more than {MAX_LORA_RANKS[-1]}"
         yield Finding("vllm-rank", "note", said)
     elif rank > DEFAULT_MAX_LORA_RANK:
-        option = next(allowed for allowed in MAX_LORA_RANKS if allowed >= rank)
-        said = f"{file}: for rank {rank}, vLLM must be started with --max-lora-rank {option}"
+        said = f"{file}: for rank {rank}, vLLM must be started with --max-lora-rank {max_lora_rank(rank)}"
         yield Finding("vllm-max-rank", "note", said)
+
+
+def max_lora_rank(rank: int) -> int | None:
+    """The least value of `--max-lora-rank` that takes a rank; None where none does."""
+    return next((allowed for allowed in MAX_LORA_RANKS if allowed >= rank), None)
 
 
 def _field_reasons(config: AdapterConfig) -> Iterator[tuple[str, str]]:
