@@ -30,18 +30,7 @@ from rlhf_kit.models.heads import HEAD_FILE
 CONFIG = "adapter_config.json"
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`run` on `base`, both only read."""
-    place = tmp_path_factory.mktemp("place")
-    write_run(place)
-    return place
-
-
-@pytest.fixture
-def run(place: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to be spoilt."""
-    return Path(shutil.copytree(place / "run", tmp_path / "run"))
+pytest_plugins = ["whole_run"]  # the fixtures place, run and half
 
 
 # -------------------------------------------------------------------- which adapter

@@ -31,26 +31,7 @@ from rlhf_kit.models.backbone import WEIGHTS_FILE
 CONFIG = "adapter_config.json"
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`run` on `base`, both only read."""
-    place = tmp_path_factory.mktemp("place")
-    write_run(place)
-    return place
-
-
-@pytest.fixture
-def run(place: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to be spoilt."""
-    return Path(shutil.copytree(place / "run", tmp_path / "run"))
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was trained in bfloat16."""
-    place = tmp_path_factory.mktemp("half")
-    write_run(place, base=write_base(place / "base", dtype=torch.bfloat16), dtype="bfloat16")
-    return place
+pytest_plugins = ["whole_run"]  # the fixtures place, run and half
 
 
 @pytest.mark.parametrize("role", ["policy", "sft", "ema"])

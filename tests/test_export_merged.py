@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from whole_run import base_of, change, left_in, logits_of, write_base, write_run
+from whole_run import base_of, change, left_in, logits_of
 
 from rlhf_kit.checkpoint import MANIFEST, read_manifest, write_json
 from rlhf_kit.errors import ExportError
@@ -28,26 +28,7 @@ from rlhf_kit.models.backbone import WEIGHTS_FILE
 CONFIG = "adapter_config.json"
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`run` on `base`, both only read."""
-    place = tmp_path_factory.mktemp("place")
-    write_run(place)
-    return place
-
-
-@pytest.fixture
-def run(place: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to be spoilt."""
-    return Path(shutil.copytree(place / "run", tmp_path / "run"))
-
-
-@pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was trained in bfloat16."""
-    place = tmp_path_factory.mktemp("half")
-    write_run(place, base=write_base(place / "base", dtype=torch.bfloat16), dtype="bfloat16")
-    return place
+pytest_plugins = ["whole_run"]  # the fixtures place, run and half
 
 
 def merged_by_hand(place: Path, role: str = "policy", dtype: str = "float32") -> dict[str, Tensor]:

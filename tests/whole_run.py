@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from backbones import add_head, base_of_type, lora, stir
 from export_run import write_stage
@@ -67,6 +69,28 @@ def write_run(directory: Path, *, base: Path | None = None, dtype: str = "float3
         Probe.take(backbone.base, IDS.tolist(), len(backbone.tokenizer), backbone.tokenizer.pad_token_id).save(ppo)
     rehash(ppo)
     return directory / "run"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`run` on `base`, both only read."""
+    place = tmp_path_factory.mktemp("place")
+    write_run(place)
+    return place
+
+
+@pytest.fixture
+def run(place: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be spoilt."""
+    return Path(shutil.copytree(place / "run", tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was trained in bfloat16."""
+    place = tmp_path_factory.mktemp("half")
+    write_run(place, base=write_base(place / "base", dtype=torch.bfloat16), dtype="bfloat16")
+    return place
 
 
 def base_of(directory: Path, dtype: str = "float32") -> Any:
