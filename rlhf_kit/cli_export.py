@@ -89,7 +89,7 @@ def _export(arguments: argparse.Namespace) -> int:
     run: Path | None = arguments.run
     if run is None or not run.is_dir():
         raise CheckpointError(f"{run or 'RUN'}: no such directory; name the output_dir of a run")
-    prepare_torch()
+    prepare_torch(trains=False)
     from rlhf_kit.export.exporting import export
 
     if arguments.to != "hub":
@@ -144,7 +144,7 @@ def _plain(arguments: argparse.Namespace) -> Path | None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    prepare_torch()
+    prepare_torch(trains=False)
     from rlhf_kit.export.check import check
 
     found = check(arguments.check, base=arguments.base, sha256=arguments.sha256)

@@ -21,13 +21,18 @@ def set_up_logging() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns at each start of kernels not installed
 
 
-def prepare_torch() -> None:
-    """What must be set before torch and transformers are imported."""
+def prepare_torch(*, trains: bool = True) -> None:
+    """What must be set before torch and transformers are imported.
+
+    Args:
+        trains: False where one model after another is in memory: what was freed must make room for the next.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.warnoptions:  # what other people's packages will rename one day is nothing a user can mend
         warnings.filterwarnings("ignore", category=FutureWarning)
-    _keep_freed_memory()
+    if trains:
+        _keep_freed_memory()
 
 
 def memory_of_machine() -> int | None:

@@ -12,7 +12,7 @@ from backbones import tiny_directory
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from rlhf_kit import pipeline
+from rlhf_kit import pipeline, process
 from rlhf_kit.cli import main
 from rlhf_kit.export import exporting, hub
 from rlhf_kit.export.exporting import Wish
@@ -66,6 +66,15 @@ def test_what_is_asked_for(
     assert main(["export", str(tmp_path), *typed]) == 0
     assert calls == [(tmp_path, wish, role, out and Path(out))]
     assert capsys.readouterr().out == f"{tmp_path / 'done'}\n"
+
+
+def test_freed_memory_makes_room_for_the_next_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(process, "_keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(exporting, "export", lambda *_, **__: tmp_path)
+    assert main(["export", str(tmp_path), "--to", "merged"]) == 0 and kept == []
+    process.prepare_torch()
+    assert kept == [True], "a step of training takes and frees the same buffers again and again"
 
 
 def test_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
