@@ -8,7 +8,7 @@ all it starts (proportional set size: what processes share counts once). One JSO
 
 Files of the operating system's cache that are mapped (llama.cpp maps its model) count as long as they are mapped. What
 is measured is in benchmarks/RESULTS.md. Tried and left: new tensors for the merged weights beside the mapped ones (2.24
-of the model), 134 MB of logits in one pass (1.31), freed memory kept for the next allocation as in training (1.32).
+of the model), freed memory kept by glibc as it does by default (1.31) or for the next allocation as in training (1.32).
 """
 
 from __future__ import annotations
