@@ -158,7 +158,7 @@ def run_records(recipe: Recipe, name: str, records: dict[str, list[Any]], out: P
     seconds = time.monotonic() - started
     state.wait_for_everyone()
     if state.is_main_process:
-        keep = recipe.sft.keep_checkpoints if name == "sft" else 0
+        keep = {"sft": recipe.sft.keep_checkpoints, "ppo": recipe.ppo.keep_checkpoints}.get(name, 0)
         finish(work, run_directory, _manifest(recipe, name, inputs, parents, metrics, seconds), keep)
     state.wait_for_everyone()
     log.info("%s: done in %.0f s", name, seconds)

@@ -183,6 +183,9 @@ class PpoSection(Section):
     logging_steps: int = Field(default=1, ge=1, description="Updates of one log entry.")
     save_steps: int = Field(default=4, ge=1, description="Updates between two checkpoints from which a run goes on.")
     save_total_limit: int = Field(default=2, ge=1, description="Checkpoints that are kept, the last ones.")
+    keep_checkpoints: int = Field(
+        default=0, ge=0, description="How many of the last checkpoints stay when the stage is done, to be evaluated."
+    )
     gradient_checkpointing: bool = Field(default=False, description=CHECKPOINTING)
     trainer: dict[str, Any] = Field(default_factory=dict, description=TRAINER)
 

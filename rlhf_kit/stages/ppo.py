@@ -199,4 +199,5 @@ def _last_means(history: list[dict[str, float]]) -> dict[str, float]:
 
 def _arguments(recipe: Recipe, work: Path) -> PPOConfig:
     fixed = recipe.ppo.model_dump(exclude=set(OWN_TO_RECIPES))
+    fixed["save_total_limit"] = max(recipe.ppo.save_total_limit, recipe.ppo.keep_checkpoints)
     return build(PPOConfig, recipe, work, fixed, recipe.ppo.trainer)
