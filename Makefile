@@ -29,7 +29,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 # compiled at the first start (ninja from the extra, a C++ compiler of the machine) and kept in torch's cache.
 $(VENV)/.dev: $(VENV)/.base
 	@rm -f $(VENV)/.base $(VENV)/.dev
-	DS_BUILD_OPS=0 $(INSTALL) -e '.[dev,data,quant,deepspeed]'
+	DS_BUILD_OPS=0 $(INSTALL) -e '.[dev,data,quant,deepspeed,judge,tasks]'
 	@touch $(VENV)/.base $(VENV)/.dev
 
 quickstart: $(VENV)/.base ## SFT, reward model and PPO on SmolLM2-135M; the page is runs/quickstart/report.html

@@ -103,10 +103,8 @@ def _linked(k: int, verdicts: Sequence[Verdict]) -> list[list[int]]:
 
 
 def _bradley_terry(k: int, verdicts: Sequence[Verdict]) -> list[float]:
-    try:
-        import choix
-    except ImportError:
-        raise _missing("bt") from None
+    import choix
+
     games: list[tuple[int, int]] = []
     for i, j, verdict in verdicts:  # (winner, loser), everything twice: a tie is then a win each way
         games += [(i, j), (i, j) if verdict > 0 else (j, i)] if verdict >= 0 else [(j, i), (j, i)]
@@ -119,7 +117,8 @@ def _elo(k: int, verdicts: Sequence[Verdict]) -> list[float]:
     try:
         from elote import EloCompetitor
     except ImportError:
-        raise _missing("elo") from None
+        words = "--aggregate elo needs a library that is not installed: pip install 'rlhf-kit[data]'"
+        raise RlhfKitError(words) from None
     players = [EloCompetitor(initial_rating=_START, k_factor=_K) for _ in range(k)]
     for i, j, verdict in verdicts:
         if verdict == 0:
@@ -128,10 +127,6 @@ def _elo(k: int, verdicts: Sequence[Verdict]) -> list[float]:
             winner, loser = (i, j) if verdict > 0 else (j, i)
             players[winner].beat(players[loser])
     return [float(player.rating) for player in players]
-
-
-def _missing(method: Method) -> RlhfKitError:
-    return RlhfKitError(f"--aggregate {method} needs a library that is not installed: pip install 'rlhf-kit[data]'")
 
 
 def ranks_of(scores: Sequence[float]) -> list[int]:

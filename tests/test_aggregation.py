@@ -11,7 +11,6 @@ from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.formats.base import Comparisons, Unusable
 from rlhf_kit.parsing import parse_shaped
 
-pytest.importorskip("choix")
 pytest.importorskip("elote")
 
 
@@ -137,8 +136,7 @@ def test_no_verdict_is_a_finding_and_no_row():
     assert beside.verdicts == 1 and beside.scores == pytest.approx((1516, 1484))
 
 
-@pytest.mark.parametrize(("method", "library"), [("bt", "choix"), ("elo", "elote")])
-def test_a_missing_library_is_told_with_what_to_install(monkeypatch, method, library):
-    monkeypatch.setitem(sys.modules, library, None)
+def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "elote", None)
     with pytest.raises(RlhfKitError, match=r"pip install 'rlhf-kit\[data\]'"):
-        aggregate([comparisons(2, [(0, 1, 1)])], method)
+        aggregate([comparisons(2, [(0, 1, 1)])], "elo")

@@ -79,7 +79,6 @@ def test_the_table_at_the_end_and_the_findings(capsys):
 
 
 def test_aggregate_makes_scores_of_a_cycle(capsys):
-    pytest.importorskip("choix")
     write("verdicts.jsonl", [ORDERED, CYCLE])
     words = ["verdicts.jsonl", "--from", "pairwise", "--aggregate", "bt"]
     account = account_of(capsys, *words, "--to", "rating", "--out", "ratings.jsonl")
