@@ -12,18 +12,18 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from rlhf_kit.cli_chat import add_chat
 from rlhf_kit.cli_convert import add_convert
 from rlhf_kit.cli_corpus import add_curate, add_stats
 from rlhf_kit.cli_evaluate import add_evaluate
 from rlhf_kit.cli_export import add_export
+from rlhf_kit.cli_report import add_report
 from rlhf_kit.cli_sample import add_sample
 from rlhf_kit.cli_score import add_score
-from rlhf_kit.cli_shared import count, temperature
 from rlhf_kit.cli_validate import add_validate
-from rlhf_kit.errors import CheckpointError, RlhfKitError
+from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.process import line_for, prepare_torch, set_up_logging
 
 __all__ = ["main"]
@@ -118,20 +118,8 @@ def _parser() -> argparse.ArgumentParser:
 
     add_export(command)
 
-    chat = command("chat", _chat, "talk to the base model and the trained ones side by side in the terminal")
-    chat.add_argument("run", metavar="RUN", type=Path, help="the output_dir of a run")
-    chat.add_argument(
-        "--policy", choices=POLICIES, nargs="+", help="who answers (default: base and all that the run has)"
-    )
-    chat.add_argument(
-        "--temperature", metavar="T", type=temperature, help="0 takes the likeliest token (default: the recipe's)"
-    )
-    chat.add_argument(
-        "--max-new-tokens", metavar="N", type=count, default=256, help="length of an answer at most (default: 256)"
-    )
-
-    report = command("report", _report, "draw the page of a run anew")
-    report.add_argument("run", metavar="RUN", type=Path, help="the output_dir of a run")
+    add_chat(command)
+    add_report(command)
 
     doctor = command("doctor", _doctor, "show what this machine has and what is missing")
     doctor.add_argument("--json", action="store_true", help="for machines")
@@ -166,36 +154,6 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _report(arguments: argparse.Namespace) -> int:
-    _check_run(arguments.run)
-    prepare_torch()
-    from rlhf_kit.report import write_report
-
-    print(write_report(arguments.run))
-    return 0
-
-
-def _chat(arguments: argparse.Namespace) -> int:
-    _check_run(arguments.run)
-    prepare_torch()
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")
-    from rich.console import Console
-
-    from rlhf_kit.chat import chat, typed_lines
-
-    console = Console(highlight=False)
-    chat(
-        arguments.run,
-        typed_lines(),
-        console,
-        policies=arguments.policy,
-        temperature=arguments.temperature,
-        max_new_tokens=arguments.max_new_tokens,
-    )
-    return 0
-
-
 def _doctor(arguments: argparse.Namespace) -> int:
     prepare_torch()
     from rlhf_kit.doctor import examine, is_able, to_json
@@ -206,8 +164,3 @@ def _doctor(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(map(str, findings)))
     return 0 if is_able(findings) else 2
-
-
-def _check_run(run: Path) -> None:
-    if not run.is_dir():
-        raise CheckpointError(f"{run}: no such directory; name the output_dir of a run")

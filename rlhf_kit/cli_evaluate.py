@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_kit.cli_policies import add_policy
 from rlhf_kit.cli_shared import Command, add_source_options, data_names, format_of
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.process import prepare_torch
@@ -27,7 +28,7 @@ _FRACTIONS = "0.125,0.25,0.5,1"
 
 def add_evaluate(command: Command) -> None:
     """Adds the parser of `evaluate`, with one of its own for each thing that can be evaluated."""
-    parser = command("evaluate", None, "measure whether a reward model is good enough to optimise against")
+    parser = command("evaluate", None, "measure what a reward model is worth, or what the training of policies did")
     kinds = parser.add_subparsers(dest="evaluated", required=True, metavar="WHAT")
     what = "pair accuracy, calibration, length, labelers, and a verdict, on rankings that nothing was trained on"
     reward = kinds.add_parser("reward", help=what, description=what)
@@ -52,6 +53,7 @@ def add_evaluate(command: Command) -> None:
         help=f"train the run's recipe anew on parts of its prompts, under DIR/{CURVE} (default: {_FRACTIONS})",
     )
     reward.add_argument("--seed", metavar="N", type=int, default=0, help="of the intervals and of --curve")
+    add_policy(kinds)
 
 
 def _fractions(text: str) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -291,6 +292,11 @@ def prompt_texts(prompts: Sequence[Prompt]) -> list[str]:
         p.prompt if isinstance(p.prompt, str) else "\n".join(f"{m.role}: {m.content}" for m in p.prompt)
         for p in prompts
     ]
+
+
+def columns_of(record: Prompt) -> dict[str, Any]:
+    """What functions are told of a prompt beside it: its other fields by their names, and what stands in `meta`."""
+    return {**(record.meta or {}), **record.model_dump(exclude={"prompt", "meta"}, exclude_none=True)}
 
 
 def beginning(prompt: Conversation) -> str:

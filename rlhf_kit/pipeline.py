@@ -315,33 +315,9 @@ def _export(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Pa
 
 
 def _evaluation(recipe: Recipe, records: dict[str, list[Any]], parents: dict[str, Path], work: Path) -> dict[str, Any]:
-    from rlhf_kit import evaluate
-    from rlhf_kit.data import prompt_texts
+    from rlhf_kit.evaluation.stage import evaluate_run
 
-    prompts = records["prompts_heldout"]
-    adapters = {name: parents[name] for name in ("sft", "ppo") if name in parents}
-    answers = evaluate.answer_and_judge(recipe, prompts, adapters, parents.get("reward"), work)
-    found = evaluate.figures(recipe, answers)
-    agreement = evaluate.rubric_agreement(recipe, records.get("rankings", []))
-    if agreement is not None:
-        found["reward"] = {"rubric_agreement": agreement}
-        log.info("evaluation: the rubric orders %.1f %% of the labelers' pairs as they did", 100 * agreement)
-    page = {
-        "policies": list(answers),
-        "temperature": recipe.evaluate.temperature,
-        "samples_per_prompt": recipe.evaluate.samples_per_prompt,
-        "rubric_name": recipe.data.rubric and recipe.data.rubric.rpartition(":")[2],
-        "summary": evaluate.summary(answers),
-        "prompts": [
-            {"prompt": text, "answers": {name: [vars(a) for a in rows[i]] for name, rows in answers.items()}}
-            for i, text in enumerate(prompt_texts(prompts))
-        ],
-        "gain": evaluate.gain_in_words(answers),
-    }
-    write_json(work / "evaluation.json", page)
-    for scratch in work.glob("answers.*.json"):
-        scratch.unlink()
-    return found
+    return evaluate_run(recipe, records["prompts_heldout"], parents, records.get("rankings", []), work)
 
 
 _ACTIONS: dict[str, Action] = {

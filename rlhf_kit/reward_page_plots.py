@@ -38,7 +38,7 @@ def plots(evaluation: Evaluation) -> list[Plot]:
     quality = evaluation.quality
     found = [_beside(quality)]
     if quality.calibration is not None:
-        found.append(_reliability(quality.calibration))
+        found.append(reliability(quality.calibration))
     if evaluation.length_points:
         found.append(_score_by_length(evaluation))
     if quality.length is not None:
@@ -135,7 +135,7 @@ def _mark(axes: Axes, place: int, at: float, style: Any) -> None:
 # -------------------------------------------------------------------- curves
 
 
-def _reliability(calibration: Calibration) -> Plot:
+def reliability(calibration: Calibration) -> Plot:
     """How often the model is right where it is so confident; below the line it is too sure."""
     from matplotlib import rc_context
 

@@ -96,7 +96,7 @@ def test_validate_imports_neither_torch_nor_transformers(recipe: Path) -> None:
         ["run"],
         ["chat", "runs/x", "--temperature", "-1"],
         ["chat", "runs/x", "--max-new-tokens", "0"],
-        ["chat", "runs/x", "--policy", "gpt"],
+        ["chat", "runs/x", "--top-p", "2"],
         ["doctor", "stray"],
         ["run", "recipe.yaml", "--stray", "ppo.kl_coef=1"],
     ],

@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from tiny_recipe import write_recipe
 from transformers import AutoModelForCausalLM
 
-from rlhf_kit import ExportError, Recipe, evaluate, load_recipe, run, run_step
+from rlhf_kit import ExportError, Recipe, load_recipe, run, run_step
 from rlhf_kit.checkpoint import write_json
 from rlhf_kit.errors import CheckpointError
+from rlhf_kit.evaluation import answering
 from rlhf_kit.files import sha256_of
 
 STEPS = ("sft", "reward", "ppo", "export", "evaluation")
@@ -155,7 +156,7 @@ def test_ppo_raises_what_can_be_counted(out: Path) -> None:
 
 
 def test_run_directory_holds_every_file_and_no_scratch(out: Path) -> None:
-    assert sorted(path.name for path in out.iterdir()) == sorted([*STEPS, "metrics.json", "report.html"])
+    assert sorted(path.name for path in out.iterdir()) == sorted([*STEPS, "metrics.json", "report.html", "report.json"])
     for step, names in MADE_BY.items():
         assert sorted(str(path.relative_to(out / step)) for path in (out / step).rglob("*")) == names
 
@@ -239,7 +240,7 @@ def test_second_run_skips_every_step(recipe: Recipe, out: Path, caplog: pytest.L
     said = [record.message for record in caplog.records if record.name == "rlhf_kit.pipeline"]
     assert said[:-1] == [f"{step}: finished with the same inputs, skipped" for step in STEPS]
     after = times(out)
-    assert {name for name in before if before[name] != after[name]} <= {"metrics.json", "report.html"}
+    assert {name for name in before if before[name] != after[name]} <= {"metrics.json", "report.html", "report.json"}
     assert before.keys() == after.keys()
 
 
@@ -272,22 +273,24 @@ def test_damaged_result_is_not_trusted(copied: Recipe) -> None:
 
 def test_interrupted_evaluation_keeps_what_was_answered(copied: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """An evaluation that stops at its last policy asks only that policy when it is started again."""
-    whole, asked = evaluate._answers, []
+    whole, drawn = answering._answered, []
 
-    def stops_at_ppo(*arguments: Any) -> Any:
-        asked.append(arguments[5])
-        if asked.count("ppo") == 1 and arguments[5] == "ppo":
+    def stops_at_ppo(crew: Any, policy: Any, *rest: Any) -> Any:
+        if not rest[3].is_file():
+            drawn.append(policy.name)
+        if policy.name == "ppo" and "ppo" not in drawn[:-1]:
             raise KeyboardInterrupt
-        return whole(*arguments)
+        return whole(crew, policy, *rest)
 
-    monkeypatch.setattr(evaluate, "_answers", stops_at_ppo)
+    monkeypatch.setattr(answering, "_answered", stops_at_ppo)
     out = Path(copied.output_dir)
     shutil.move(out / "evaluation", out.parent / "first")
     with pytest.raises(KeyboardInterrupt):
         run_step(copied, "evaluation")
     assert not (out / "evaluation").exists()
     run_step(copied, "evaluation")
-    assert asked == ["base", "sft", "ppo", "ppo"]
+    assert list(dict.fromkeys(drawn)) == ["base", "sft", "ppo"]
+    assert drawn.count("base") == drawn.count("sft") == drawn.count("ppo") - 1, "nothing was drawn twice"
     assert read(out / "evaluation" / "evaluation.json") == read(out.parent / "first" / "evaluation.json")
 
 

@@ -81,7 +81,7 @@ def runs(place: Path) -> Iterator[tuple[Path, Path]]:
             kill_when(process, has_lines_and_checkpoint(killed / f".{stage}.partial"))
             assert not (killed / stage).exists(), "what is half done has no name of its own"
             process = start(place, "killed")
-        kill_when(process, (killed / ".evaluation.partial" / "answers.base.json").is_file)
+        kill_when(process, lambda: any((killed / ".evaluation.partial").glob("kept/answers/*.json")))
         process = start(place, "killed")
         assert process.wait(PATIENCE) == 0, (place / "killed.log").read_text()[-2000:]
         assert undisturbed.wait(PATIENCE) == 0, (place / "whole.log").read_text()[-2000:]

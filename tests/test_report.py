@@ -10,8 +10,8 @@ from report_run import LOGS, LONG_WORD, METRICS, RECIPE, SCRIPT, evaluation, mak
 
 from rlhf_kit.errors import CheckpointError
 from rlhf_kit.report import write_report
-from rlhf_kit.report_curves import accuracy_plot, plots
-from rlhf_kit.report_words import fixed, percent, plain, warnings
+from rlhf_kit.report.curves import accuracy_plot, plots
+from rlhf_kit.report.words import fixed, percent, plain, warnings
 
 _VOID = {"meta", "br", "input", "img", "link", "hr"}
 
@@ -177,7 +177,7 @@ def test_the_same_run_makes_the_same_page(tmp_path):
     run = make_run(tmp_path / "run")
     assert write_report(run).read_bytes() == write_report(run).read_bytes()
     assert sorted(path.name for path in run.iterdir()) == [
-        *("evaluation", "metrics.json", "ppo", "report.html", "reward", "sft"),
+        *("evaluation", "metrics.json", "ppo", "report.html", "report.json", "reward", "sft"),
     ]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from backbones import backbone_of_type, lora, stir, tiny_backbone
 
-from rlhf_kit.rollout import Drawing, Ending, draw, sample, sample_in_batches
+from rlhf_kit.rollout import Drawing, Ending, beam_search, draw, sample, sample_in_batches
 
 PROMPTS = [[10, 20, 30], [40], [50, 60, 70, 80, 90, 100, 110], [33, 34], [400, 401, 402, 403]]
 
@@ -348,3 +348,40 @@ def test_samples_of_one_prompt_are_drawn_each_for_itself():
     with backbone.role("policy"):
         found = sample(backbone, [PROMPTS[0]] * 20, max_new_tokens=6, generator=torch.Generator().manual_seed(2))
     assert len({tuple(r) for r in found}) > 15
+
+
+# -------------------------------------------------------------------- beam search
+
+
+@pytest.mark.parametrize("name", [None, "policy"])
+def test_one_beam_is_greedy(name):
+    backbone = tiny_backbone("policy")
+    with backbone.role(name):
+        found = [beam_search(backbone, prompt, beams=1, max_new_tokens=8) for prompt in PROMPTS]
+        assert found == sample(backbone, PROMPTS, max_new_tokens=8, temperature=0)
+
+
+def test_as_many_beams_as_tokens_find_the_likeliest_of_all_responses_of_two_tokens():
+    """Every response of at most two tokens, each by the mean of its log-probabilities."""
+    backbone = tiny_backbone("policy")
+    eos, prompt = backbone.tokenizer.eos_token_id, PROMPTS[0]
+    with torch.no_grad(), backbone.role("policy"):
+        first = backbone.base(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+        rows = torch.tensor([[*prompt, token] for token in range(len(first))])
+        second = backbone.base(rows).logits[:, -1].log_softmax(-1)
+        means = (first[:, None] + second) / 2
+        means[eos] = first[eos]  # ends after one token
+        best = divmod(int(means.argmax()), len(first))
+        found = beam_search(backbone, prompt, beams=len(first), max_new_tokens=2)
+    assert found == ([eos] if best[0] == eos else list(best))
+
+
+def test_a_beam_ends_with_eos_and_nothing_behind_it():
+    backbone = tiny_backbone("policy")
+    eos = backbone.tokenizer.eos_token_id
+    with torch.no_grad():
+        backbone.base.get_output_embeddings().weight[eos] *= 40
+        found = [beam_search(backbone, prompt, beams=3, max_new_tokens=12) for prompt in PROMPTS]
+    assert any(eos in response for response in found)
+    assert all(eos not in response[:-1] and 1 <= len(response) <= 12 for response in found)
+    assert not backbone.training

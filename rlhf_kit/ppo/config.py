@@ -16,8 +16,8 @@ from rlhf_kit.reasons import field_of, findings, reason_of
 from rlhf_kit.recipe_ppo import PpoSection, mistakes
 
 OWN_TO_RECIPES = ("init", "reward_funcs", "keep_checkpoints", "trainer")
-"""Settings of the section that `PPOConfig` lacks: models and rewards are arguments of the trainer, the trainer removes no
-checkpoints when it is done, and the config is what `trainer` adds to."""
+"""Settings of the section that `PPOConfig` lacks: models and rewards are arguments of the trainer, the trainer removes
+no checkpoints when it is done, and the config is what `trainer` adds to."""
 
 
 def _from_section() -> list[tuple[str, Any, Any]]:

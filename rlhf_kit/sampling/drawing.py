@@ -59,6 +59,8 @@ class Settings:
         max_new_tokens: where an answer is cut off.
         seed: the same seed draws the same answers.
         batch_size: answers drawn side by side.
+        top_k: draws from the likeliest tokens only; 0 is all.
+        top_p: draws from the likeliest tokens that make up this share; 1 is all.
     """
 
     k: int
@@ -66,12 +68,14 @@ class Settings:
     max_new_tokens: int
     seed: int
     batch_size: int = 64
+    top_k: int = 0
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if self.k < 1 or self.max_new_tokens < 1:
-            raise RlhfKitError("sample: needs at least one answer of at least one token")
+            raise RlhfKitError("sampling: needs at least one answer of at least one token")
         if self.k > 1 and self.temperature == 0:
-            raise RlhfKitError(f"sample: temperature 0 would draw the same answer {self.k} times; use --k 1")
+            raise RlhfKitError(f"sampling: temperature 0 would draw the same answer {self.k} times; use --k 1")
 
     @property
     def prompts_of_a_chunk(self) -> int:
@@ -141,16 +145,35 @@ def _drawn(
     role: str | None,
     progress: Callable[[int], None],
 ) -> list[list[Answer]]:
-    with backbone.role(role), autocast(backbone):
-        responses = sample_in_batches(
+    with backbone.role(role):
+        responses = draw_chunk(backbone, ids, settings, chunk, progress)
+    eos = backbone.tokenizer.eos_token_id
+    flat = [Answer(encoder.text(response), response[-1] == eos, len(response)) for response in responses]
+    return [flat[at : at + settings.k] for at in range(0, len(flat), settings.k)]
+
+
+def draw_chunk(
+    backbone: Backbone,
+    prompts: Sequence[list[int]],
+    settings: Settings,
+    chunk: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[list[int]]:
+    """The tokens of K answers to each prompt of a chunk under the active role, those to the same prompt in a row.
+
+    Args:
+        chunk: its number, which decides the random numbers with the seed.
+        progress: is told how many answers more are done.
+    """
+    with autocast(backbone):
+        return sample_in_batches(
             backbone,
-            [prompt for prompt in ids for _ in range(settings.k)],
+            [prompt for prompt in prompts for _ in range(settings.k)],
             batch_size=settings.batch_size,
             progress=progress,
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
             generator=torch.Generator().manual_seed(seed_of(settings.seed, chunk)),
         )
-    eos = backbone.tokenizer.eos_token_id
-    flat = [Answer(encoder.text(response), response[-1] == eos, len(response)) for response in responses]
-    return [flat[at : at + settings.k] for at in range(0, len(flat), settings.k)]

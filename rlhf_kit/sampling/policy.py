@@ -77,7 +77,7 @@ def only_process() -> PartialState:
     state = PartialState(cpu=not torch.accelerator.is_available())
     if state.num_processes > 1:
         raise RlhfKitError(
-            f"sample: launched on {state.num_processes} processes, which would all draw the same answers; "
+            f"launched on {state.num_processes} processes, which would all draw the same answers; "
             "start it without torchrun, or with --num_processes 1"
         )
     return state

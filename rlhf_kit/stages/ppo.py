@@ -13,7 +13,7 @@ from transformers import PrinterCallback
 
 from rlhf_kit import health, rewards
 from rlhf_kit.checkpoint import MetricsLog
-from rlhf_kit.data import Encoder
+from rlhf_kit.data import Encoder, columns_of
 from rlhf_kit.errors import DataError, ModelError, Problem
 from rlhf_kit.models import Backbone, ScalarHead, load_backbone, lora_config
 from rlhf_kit.models.lora_linear import as_peft
@@ -158,10 +158,9 @@ def train(recipe: Recipe, data: PpoData, sft: Path | None, reward: Path | None, 
 
 
 def _row(record: Prompt, encoder: Encoder) -> dict[str, Any]:
-    """What PPO and reward functions are told of a prompt: its own fields by their names, and what stands in `meta`."""
-    fields = record.model_dump(exclude={"prompt", "meta"}, exclude_none=True)
+    """What PPO and reward functions are told of a prompt."""
     prompt = record.prompt if isinstance(record.prompt, str) else [_turn(message) for message in record.prompt]
-    return {**(record.meta or {}), **fields, "prompt": prompt, "input_ids": encoder.prompt(record.prompt)}
+    return {**columns_of(record), "prompt": prompt, "input_ids": encoder.prompt(record.prompt)}
 
 
 def _turn(message: Message) -> dict[str, str]:

@@ -12,12 +12,16 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.ticker import MaxNLocator
 
-from rlhf_kit.report_words import estimate, number, percent, plain, rule_words
+from rlhf_kit.report.figures import Plot
+from rlhf_kit.report.words import estimate, number, percent, plain, rule_words
 from rlhf_kit.svg import ACCENT, INK, MUTED, RULE, SETTINGS, as_svg, new_axes
+
+__all__ = ["CURVES", "SMOOTH_FROM", "Curve", "accuracy_plot", "plots", "points_of", "smooth", "sources"]
 
 _SIZE = (3.3, 1.9)
 _MOST_POINTS = 400
-_SMOOTH_FROM = 60
+SMOOTH_FROM = 60
+"""Points from which a curve is drawn as a moving average."""
 _SOURCE = "rewards/"
 
 
@@ -34,6 +38,7 @@ class Curve:
         level: a value worth a line of its own.
         beside: name of a figure that is drawn as a second, dashed line.
         if_it_moves: drawn only where it is not the same all the time.
+        drawn: what else the drawing of one run shows, in words.
         id: of the drawing, where the name in the log cannot be one.
     """
 
@@ -45,16 +50,8 @@ class Curve:
     level: float | None = None
     beside: str = ""
     if_it_moves: bool = False
+    drawn: str = ""
     id: str = ""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A finished drawing with its heading."""
-
-    name: str
-    hint: str
-    svg: Markup
 
 
 _LOSS_HINT = "Should fall, then level out."
@@ -70,7 +67,13 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         _NORM,
     ),
     "ppo": (
-        Curve("score", "Reward", "The score before penalties; the band is one standard deviation.", spread="score_std"),
+        Curve(
+            "score",
+            "Reward",
+            "The score before penalties.",
+            spread="score_std",
+            drawn="The band is one standard deviation.",
+        ),
         Curve("kl", "KL from SFT", "Nats a response. Should rise slowly and stay small."),
         Curve(
             "response_length", "Response length", "Tokens. A steady climb or fall is a taste, not always a good one."
@@ -88,8 +91,9 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         Curve(
             "eval_score",
             "Held-out score",
-            "Penalties included; dashed: the reference's answers.",
+            "Penalties included.",
             beside="eval_reference_score",
+            drawn="Dashed: the reference's answers.",
         ),
         Curve("eval_win_rate", "Held-out win rate", "Share of the prompts, a tie is half.", share=True, level=0.5),
     ),
@@ -99,15 +103,15 @@ CURVES: dict[str, tuple[Curve, ...]] = {
 def plots(stage: str, entries: Sequence[dict[str, Any]]) -> list[Plot]:
     """The curves of a stage that its log has at least two points of."""
     drawn = []
-    for curve in (*CURVES[stage], *_sources(entries)):
-        points = _points(entries, curve)
+    for curve in (*CURVES[stage], *sources(entries)):
+        points = points_of(entries, curve)
         if len(points) > 1 and not (curve.if_it_moves and len({value for _, value, _ in points}) == 1):
-            beside = _points(entries, Curve(curve.beside, "", "")) if curve.beside else []
-            drawn.append(Plot(curve.name, curve.hint, _draw(stage, curve, points, beside)))
+            beside = points_of(entries, Curve(curve.beside, "", "")) if curve.beside else []
+            drawn.append(Plot(curve.name, f"{curve.hint} {curve.drawn}".strip(), _draw(stage, curve, points, beside)))
     return drawn
 
 
-def _sources(entries: Sequence[dict[str, Any]]) -> list[Curve]:
+def sources(entries: Sequence[dict[str, Any]]) -> list[Curve]:
     """What each reward source said, where there are several; the names are the user's."""
     names = list(dict.fromkeys(name for entry in entries for name in entry if name.startswith(_SOURCE)))
     hint = "What this source said, before its weight."
@@ -149,7 +153,7 @@ def accuracy_plot(reward: dict[str, Any]) -> Plot | None:
     return Plot("Held-out accuracy", f"Pairs in the labelers' order{line}. Tick: a coin.", svg)
 
 
-def _points(entries: Sequence[dict[str, Any]], curve: Curve) -> list[tuple[float, float, float]]:
+def points_of(entries: Sequence[dict[str, Any]], curve: Curve) -> list[tuple[float, float, float]]:
     """(step, value, spread) of each entry that has the figure, thinned to what a small plot can show."""
     found = []
     for entry in entries:
@@ -180,11 +184,11 @@ def _draw(
             axes.axhline(curve.level, color=MUTED, linewidth=0.9, linestyle=(0, (3, 3)))
         if beside:
             axes.plot([p[0] for p in beside], [p[1] for p in beside], color=MUTED, linewidth=1.1, linestyle=(0, (3, 3)))
-        if len(values) < _SMOOTH_FROM:
+        if len(values) < SMOOTH_FROM:
             axes.plot(steps, values, color=ACCENT, linewidth=1.4)
         else:
             axes.plot(steps, values, color=ACCENT, linewidth=0.7, alpha=0.35)
-            axes.plot(steps, _smooth(values), color=ACCENT, linewidth=1.5)
+            axes.plot(steps, smooth(values), color=ACCENT, linewidth=1.5)
         axes.plot(steps[-1:], values[-1:], "o", color=ACCENT, markersize=3)
         if curve.share and values.min() < 0.9:
             axes.set_ylim(0, 1.03)
@@ -200,7 +204,7 @@ def _draw(
         return as_svg(figure, f"{stage}-{curve.id or curve.key}", words)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """A centred moving average over a tenth of the curve; shorter at the ends, never shifted."""
     half = max(2, len(values) // 20)
     sums = np.concatenate([[0.0], np.cumsum(values)])

@@ -1,0 +1,109 @@
+"""Who can speak: the policies of a run, loaded when they are first called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import PartialState
+from peft.utils import CONFIG_NAME
+from pydantic import ValidationError
+
+from rlhf_kit.chat.speaking import Speaker
+from rlhf_kit.checkpoint import MANIFEST, checkpoints, read_manifest
+from rlhf_kit.errors import CheckpointError
+from rlhf_kit.models import Backbone, load_backbone
+from rlhf_kit.recipe import Recipe
+
+__all__ = ["BASE", "Cast"]
+
+BASE, EMA = "base", "ema"
+TRAINED = ("sft", "ppo")
+
+
+class Cast:
+    """The speakers of a run, on one base.
+
+    Args:
+        run: the output directory.
+
+    Raises:
+        CheckpointError: it has no finished SFT or PPO stage, or another version has written it.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.stages = [name for name in TRAINED if (run / name / MANIFEST).is_file()]
+        if not self.stages:
+            raise CheckpointError(f"{run}: no finished sft or ppo stage in it; name the output_dir of a run")
+        last = run / self.stages[-1] / MANIFEST
+        try:
+            self.recipe = Recipe.model_validate(read_manifest(last.parent).recipe)
+        except ValidationError as failure:
+            raise CheckpointError(
+                f"{last}: its recipe is not one of this version ({failure.error_count()} mistakes)"
+            ) from failure
+        self._backbone: Backbone | None = None
+        self._roles: dict[Path, str] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Who can be called by a short name: the base, the stages, the moving average and kept checkpoints."""
+        found = [BASE, *self.stages]
+        if (self.run / "ppo" / EMA / CONFIG_NAME).is_file():
+            found.append(EMA)
+        return found + [
+            f"{stage}@{folder.name.rsplit('-', 1)[1]}"
+            for stage in self.stages
+            for folder in checkpoints(self.run / stage)
+            if (folder / CONFIG_NAME).is_file()
+        ]
+
+    def speaker(self, name: str) -> Speaker:
+        """A speaker without a conversation.
+
+        Args:
+            name: one of `names`, or the directory of an adapter on the same base.
+
+        Raises:
+            CheckpointError: nobody of that name, or weights that have changed or do not fit.
+            ModelError: the base cannot be loaded.
+        """
+        directory = self._directory(name)
+        if directory is None:
+            return Speaker(name, None, self.backbone)
+        place = directory.resolve()
+        if place not in self._roles:
+            role = f"speaker_{len(self._roles)}"
+            self.backbone.load_adapter(role, directory)
+            self._roles[place] = role
+        return Speaker(name, self._roles[place], self.backbone)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The base, loaded once."""
+        if self._backbone is None:
+            self._backbone = load_backbone(self.recipe.model)
+            if self.recipe.model.quantization is None:  # bitsandbytes has put a quantised one where it belongs
+                self._backbone.to(PartialState().device)
+        return self._backbone
+
+    def check(self, name: str) -> None:
+        """Raises `CheckpointError` where `speaker` would for want of a directory; loads nothing."""
+        self._directory(name)
+
+    def _directory(self, name: str) -> Path | None:
+        if name == BASE:
+            return None
+        if name in self.names:
+            stage, _, step = name.partition("@")
+            if step:
+                return self.run / stage / "checkpoints" / f"checkpoint-{step}"
+            read_manifest(self.run / ("ppo" if name == EMA else name))  # checks the weights before they are loaded
+            return self.run / "ppo" / EMA if name == EMA else self.run / name
+        if (Path(name) / CONFIG_NAME).is_file():
+            return Path(name)
+        if name in TRAINED:
+            raise CheckpointError(f"{self.run}: has no finished {name} stage; there are {', '.join(self.names)}")
+        raise CheckpointError(
+            f"{name}: nobody of that name; there are {', '.join(self.names)}, and any directory with an {CONFIG_NAME}"
+        )

@@ -1,0 +1,212 @@
+"""All policies answer the same prompts, with the same sampling and the same seeds; what they said is kept by content.
+
+Prompts come in chunks, each with a generator of its own. The answers of a chunk are kept under a hash of everything
+that decides them (policy, prompts, sampling), so that what was interrupted goes on, and another policy, judge or prompt
+later asks for nothing again that is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_kit.batches import Sequences
+from rlhf_kit.checkpoint import read_json, write_json
+from rlhf_kit.data import Encoder, prompt_texts
+from rlhf_kit.evaluation.policies import Policy
+from rlhf_kit.models import Backbone, load_backbone
+from rlhf_kit.recipe import ModelSection
+from rlhf_kit.records import Prompt
+from rlhf_kit.rewards import autocast
+from rlhf_kit.sampling.drawing import Settings, draw_chunk
+from rlhf_kit.sampling.policy import only_process
+
+__all__ = ["Crew", "Said", "answer", "crews"]
+
+Progress = Callable[[str, int], None]
+"""Is told who answers, and how many answers more are done."""
+
+_BATCH = 16  # sequences of a forward pass that needs no cache
+_VERSION = 1  # of the sampler and of what is kept
+
+
+@dataclass(frozen=True)
+class Said:
+    """One answer.
+
+    Attributes:
+        text: without EOS.
+        ended: whether the policy ended it, or it was cut off at the limit.
+        ids: its tokens, EOS included.
+        kl: log policy - log reference of it, in nats; None for a policy without reference.
+    """
+
+    text: str
+    ended: bool
+    ids: tuple[int, ...]
+    kl: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Its length, EOS included."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A base with the adapters of its policies.
+
+    Attributes:
+        roles: the name of each policy's adapter in the backbone; None is the base.
+        references: the same for what its KL is measured from; policies without reference are left out.
+    """
+
+    backbone: Backbone
+    roles: dict[str, str | None]
+    references: dict[str, str | None]
+
+
+class Crew:
+    """Policies on the same base, which is loaded when it is asked something that is not kept."""
+
+    def __init__(self, policies: Sequence[Policy]) -> None:
+        self.policies = tuple(policies)
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """Base and adapters, where they can run.
+
+        Raises:
+            RlhfKitError: several processes were launched.
+            ModelError, CheckpointError: the base or an adapter cannot be loaded.
+        """
+        device = only_process().device
+        model = self.policies[0].model
+        backbone = load_backbone(model)
+        names: dict[Path, str] = {}
+        roles = {policy.name: _load(backbone, policy.adapter, names) for policy in self.policies}
+        references = {p.name: _load(backbone, p.held_to, names) for p in self.policies if p.reference is not None}
+        if model.quantization is None:  # bitsandbytes has put a quantised one where it belongs
+            backbone.to(device)
+        return Loaded(backbone, roles, references)
+
+
+def crews(policies: Sequence[Policy]) -> Iterator[Crew]:
+    """The policies base by base: who goes on to the next drops the one before, so that one is in memory at a time."""
+    for model in dict.fromkeys(_name(policy.model) for policy in policies):
+        yield Crew([policy for policy in policies if _name(policy.model) == model])
+
+
+def _name(model: ModelSection) -> str:
+    return json.dumps(model.model_dump(mode="json"), sort_keys=True)
+
+
+def _load(backbone: Backbone, adapter: Path | None, names: dict[Path, str]) -> str | None:
+    if adapter is None:
+        return None
+    place = adapter.resolve()
+    if place not in names:
+        names[place] = f"adapter_{len(names)}"
+        backbone.load_adapter(names[place], adapter)
+    return names[place]
+
+
+def answer(
+    crew: Crew, prompts: Sequence[Prompt], settings: Settings, kept: Path, progress: Progress = lambda who, done: None
+) -> dict[str, list[list[Said]]]:
+    """K answers of each policy to each prompt, with the KL of those that have a reference.
+
+    Args:
+        kept: the directory of what was said; it may be shared by any number of evaluations.
+    """
+    found = {}
+    size = settings.prompts_of_a_chunk
+    for policy in crew.policies:
+        said: list[list[Said]] = []
+        for chunk, start in enumerate(range(0, len(prompts), size)):
+            some = prompts[start : start + size]
+            file = kept / f"{_key(policy.identity, prompt_texts(some), chunk, settings)}.json"
+            flat = _answered(crew, policy, some, settings, chunk, file, progress)
+            said += [flat[at : at + settings.k] for at in range(0, len(flat), settings.k)]
+        found[policy.name] = said
+    return found
+
+
+def _key(identity: str, texts: Sequence[str], chunk: int, settings: Settings) -> str:
+    value: list[Any] = [_VERSION, identity, list(texts), chunk, asdict(settings)]
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
+
+
+def _answered(
+    crew: Crew,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    chunk: int,
+    file: Path,
+    progress: Progress,
+) -> list[Said]:
+    """From the file, or drawn and put there; the KL stands in a file of its own, since its reference may change."""
+    if file.is_file():
+        flat = [Said(a["text"], a["ended"], tuple(a["ids"])) for a in read_json(file)]
+        progress(policy.name, len(flat))
+    else:
+        backbone = crew.loaded.backbone
+        encoder, ids = _encoded(crew, policy, prompts, settings)
+        with backbone.role(crew.loaded.roles[policy.name]):
+            drawn = draw_chunk(backbone, ids, settings, chunk, lambda done: progress(policy.name, done))
+        eos = backbone.tokenizer.eos_token_id
+        flat = [Said(encoder.text(ids), ids[-1] == eos, tuple(ids)) for ids in drawn]
+        encoder.report(policy.name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, [{"text": a.text, "ended": a.ended, "ids": a.ids} for a in flat])
+    if policy.reference is None:
+        return flat
+    beside = file.with_name(f"{file.stem}.kl-{policy.reference[:16]}.json")
+    if not beside.is_file():
+        _, ids = _encoded(crew, policy, prompts, settings)
+        repeated = [prompt for prompt in ids for _ in range(settings.k)]
+        write_json(beside, _kl(crew.loaded, policy, repeated, [a.ids for a in flat], settings.temperature))
+    return [replace(said, kl=kl) for said, kl in zip(flat, read_json(beside), strict=True)]
+
+
+def _encoded(
+    crew: Crew, policy: Policy, prompts: Sequence[Prompt], settings: Settings
+) -> tuple[Encoder, list[list[int]]]:
+    backbone = crew.loaded.backbone
+    longest = min(policy.max_prompt_length, backbone.context_length - settings.max_new_tokens)
+    encoder = Encoder(backbone.tokenizer, max_prompt_length=longest)
+    return encoder, [encoder.prompt(prompt.prompt) for prompt in prompts]
+
+
+@torch.no_grad()
+def _kl(
+    loaded: Loaded,
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    temperature: float,
+) -> list[float]:
+    """log policy - log reference of each response, in nats, at the temperature of the sampling.
+
+    Policy and reference see the same padding: in bfloat16 another padding alone moves the sum by up to half a nat.
+    """
+    backbone, divergences = loaded.backbone, list[float]()
+    for start in range(0, len(prompts), _BATCH):
+        rows = slice(start, start + _BATCH)
+        batch = Sequences.collate(prompts[rows], responses[rows], backbone.tokenizer.pad_token_id).to(backbone.device)
+        sums = []
+        for role in (loaded.roles[policy.name], loaded.references[policy.name]):
+            with backbone.role(role), autocast(backbone):
+                hidden = batch.before_response(backbone(batch.input_ids, batch.attention_mask))
+                log_probs, _ = backbone.log_probs(hidden, batch.responses, temperature=temperature or 1.0)
+            sums.append(torch.where(batch.response_mask, log_probs, 0.0).sum(1))
+        divergences += (sums[0] - sums[1]).tolist()
+    return divergences
