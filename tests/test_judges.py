@@ -231,7 +231,7 @@ OWN: dict[str, Judge] = {
 
 def test_judges_by_what_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "grades.py").write_text("def grade(completions):\n    return [len(c) for c in completions]\n")
+    (tmp_path / "typed_grades.py").write_text("def grade(completions):\n    return [len(c) for c in completions]\n")
     row = {"prompt": "p", "responses": [{"text": "aa", "rank": 1}, {"text": "bbb", "rank": 2}]}
     for name in ("people.v2.jsonl", "round#2.jsonl"):
         (tmp_path / name).write_text(json.dumps(row) + "\n")
@@ -242,9 +242,9 @@ def test_judges_by_what_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "reward": ("reward", "reward"),
         "rubric": ("rubric", "function"),
         "mine=rubric": ("mine", "function"),
-        "grades.py:grade": ("grade", "function"),
-        "grades:grade": ("grade", "function"),
-        "best=grades.py:grade": ("best", "function"),
+        "typed_grades.py:grade": ("grade", "function"),
+        "typed_grades:grade": ("grade", "function"),
+        "best=typed_grades.py:grade": ("best", "function"),
         "people.v2.jsonl": ("people", "verdicts"),
         "people.v2.jsonl#truthful": ("people-truthful", "verdicts"),
         "round#2.jsonl": ("round#2", "verdicts"),

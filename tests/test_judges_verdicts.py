@@ -47,7 +47,7 @@ def test_rankings_are_matched_by_prompt_and_text(tmp_path: Path) -> None:
         row("q", ("c", 1), ("a", 2)),
     )
     judge = RankingsJudge.read(file)
-    assert (judge.name, judge.kind, judge.what) == ("people", "verdicts", f"the rankings in {file}")
+    assert (judge.name, judge.kind, judge.what) == ("people", "verdicts", f"the rankings in {Path(file).name}")
     # q: our a (rank 2) against their c (1) and their a (the same text, a tie); nobody ranked b.
     assert verdicts(judge, QUESTIONS, tmp_path) == {
         (0, 0, 1, 0, 0): 1.0,
