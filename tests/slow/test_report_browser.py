@@ -20,6 +20,7 @@ from test_reward_page import CURVE, make, rows
 from rlhf_kit.report import write_report
 
 LOOK = (Path(__file__).parent / "page_look.js").read_text(encoding="utf-8")
+QUICKSTART = Path(__file__).parents[2] / "runs" / "quickstart" / "report.html"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
@@ -201,6 +202,26 @@ def test_the_script_that_looks_sees_faint_and_cut_text(browser, tmp_path):
     assert [text["words"] for text in seen["texts"] if not text["enough"]] == ["faint", "pale", "dark", "over"]
     assert seen["texts"][0]["contrast"] == pytest.approx(2.85, abs=0.01)
     assert seen["cut"] == ["over"] and seen["drawings"][0]["shapes"] == 0
+
+
+@pytest.mark.skipif(not QUICKSTART.is_file(), reason="make quickstart has not been run here")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_the_page_of_the_quickstart(browser, width, scheme):
+    """The page that a newcomer sees first, as `make quickstart` has drawn it."""
+    unfolded(browser, QUICKSTART, width, scheme)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    seen = browser.run(LOOK)
+    assert [text for text in seen["texts"] if not text["enough"] or text["size"] < 8] == []
+    assert seen["cut"] == [] and len(seen["drawings"]) >= 18
+    assert [one for one in seen["drawings"] if one["area"] <= 0 or one["shapes"] == 0] == []
+    asked = [e["params"]["request"]["url"] for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
+    assert asked == [QUICKSTART.as_uri()]
+    search = "document.querySelector('#filter input')"
+    browser.run(f"{search}.value = 'guitar'; {search}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+    rows = "Array.from(document.querySelectorAll('#answers tbody tr')).filter((r) => r.offsetHeight > 0)"
+    assert 0 < browser.run(f"{rows}.length") < 96
+    assert browser.run(f"{rows}.every((row) => row.textContent.toLowerCase().includes('guitar'))")
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
