@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 from backbones import tiny_backbone
+from docs_page import blocks, commands, parsed, text_of
 
-from rlhf_kit.cli import _parser
 from rlhf_kit.evaluation.choices import Question, choices_tax, load_questions, log_likelihoods
 from rlhf_kit.evaluation.tasks import tasks_tax
 from rlhf_kit.evaluation.tax import WINDOW, section, text_tax
 from rlhf_kit.files import load
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "alignment_tax.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-
-
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+TEXT = text_of("alignment_tax.md")
+COMMANDS = commands(TEXT)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_one(command: str) -> None:
-    program, *rest = shlex.split(command)
-    arguments = _parser().parse_args(rest)
-    assert program == "rlhf-kit" and arguments.command == "evaluate"
+    arguments = parsed(command)
+    assert arguments.command == "evaluate"
     assert all((ROOT / file).is_file() for file in [*arguments.text, *arguments.choices])
     assert arguments.text or arguments.choices or arguments.tasks
 
@@ -43,7 +35,7 @@ def test_every_option_is_told() -> None:
 
 
 def test_the_rows_that_it_shows_are_read(tmp_path: Path) -> None:
-    text, questions = blocks("jsonl")
+    text, questions = blocks(TEXT, "jsonl")
     (tmp_path / "text.jsonl").write_text(text, encoding="utf-8")
     (tmp_path / "choices.jsonl").write_text(questions, encoding="utf-8")
     assert len(load(str(tmp_path / "text.jsonl"), "text")) == 1
@@ -59,7 +51,7 @@ def test_a_question_is_put_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(backbone.tokenizer), "__call__", lambda self, text: said.append(text) or real(self, text))
     asked = Question(question="Which planet is the largest?", choices=("Mars", "Jupiter"), answer=1)
     log_likelihoods(backbone, [asked])
-    (shown,) = blocks("text")
+    (shown,) = blocks(TEXT, "text")
     assert said == [shown.rstrip("\n"), f"{shown.rstrip()} Mars", f"{shown.rstrip()} Jupiter"]
 
 
@@ -68,8 +60,8 @@ def test_the_task_that_it_shows_is_one(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     folder = Path("my_tasks")
     folder.mkdir()
-    (folder / "capitals.yaml").write_text(*blocks("yaml"), encoding="utf-8")
-    rows = [json.loads(line) for line in blocks("jsonl")[1].splitlines()]
+    (folder / "capitals.yaml").write_text(*blocks(TEXT, "yaml"), encoding="utf-8")
+    rows = [json.loads(line) for line in blocks(TEXT, "jsonl")[1].splitlines()]
     data = folder / "capitals.jsonl"
     keys = ("question", "choices", "answer")
     data.write_text("".join(json.dumps({key: row[key] for key in keys}) + "\n" for row in rows), encoding="utf-8")

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from docs_page import commands, parsed, text_of
 from test_evaluating import evaluated
 
-from rlhf_kit.cli import _parser
 from rlhf_kit.cli_policies import add_policy
 from rlhf_kit.evaluation.results import to_json
 
-TEXT = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
-COMMANDS = [
-    line for block in re.findall(r"^```bash\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL) for line in block.splitlines()
-]
+TEXT = text_of("evaluation.md")
+COMMANDS = commands(TEXT)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_one(command: str) -> None:
-    program, *rest = shlex.split(command)
-    assert program == "rlhf-kit" and _parser().parse_args(rest).command in ("evaluate", "report")
+    assert parsed(command).command in ("evaluate", "report")
 
 
 def test_every_option_that_it_names_is_one_and_the_others_are_of_endpoints() -> None:

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import re
-import shlex
-from pathlib import Path
 
 import pytest
 import yaml
+from docs_page import blocks, commands, parsed, text_of
 
 from rlhf_kit import Recipe
-from rlhf_kit.cli import _parser
 from rlhf_kit.export import adapter, gguf_adapter, gguf_model, merged
 from rlhf_kit.export.comparison import MARGIN, POSITIONS
 from rlhf_kit.export.exporting import KINDS
 from rlhf_kit.export.llama import PYTHON_VARIABLE
 from rlhf_kit.export.source import ROLES
 
-TEXT = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+TEXT = text_of("export.md")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-
-
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+COMMANDS = commands(TEXT)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_one(command: str) -> None:
-    program, *rest = shlex.split(command)
-    assert program == "rlhf-kit" and _parser().parse_args(rest).command == "export"
+    assert parsed(command).command == "export"
 
 
 def test_every_kind_and_role_is_told() -> None:
@@ -53,6 +46,6 @@ def test_the_limits_that_it_shows_are_the_limits() -> None:
 
 
 def test_the_settings_that_it_shows_are_settings() -> None:
-    (shown,) = blocks("yaml")
+    (shown,) = blocks(TEXT, "yaml")
     recipe = Recipe.model_validate({"model": {"name_or_path": "a/b"}, **yaml.safe_load(shown)})
     assert recipe.reward.init == recipe.ppo.init == "my-adapter"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from docs_page import blocks, commands
 from tiny_recipe import write_recipe
 
 from rlhf_kit import Recipe, cli, load
@@ -19,14 +20,6 @@ from rlhf_kit import Recipe, cli, load
 ROOT = Path(__file__).parents[1]
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def commands(text: str) -> list[str]:
-    return [line for block in blocks(text, "bash") for line in block.splitlines() if line.strip()]
 
 
 def the_recipe() -> dict[str, object]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
+from docs_page import blocks, commands, parsed, text_of
 from judged import PATIENCE, ask, question
 
 from rlhf_kit.cli import _parser
@@ -22,28 +22,23 @@ from rlhf_kit.evaluation.judges.function import FunctionJudge
 from rlhf_kit.evaluation.judges.template import FLAGS, read_verdict
 from rlhf_kit.evaluation.judges.verdicts import RankingsJudge
 
-TEXT = (Path(__file__).parents[1] / "docs" / "judges.md").read_text(encoding="utf-8")
+TEXT = text_of("judges.md")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-
-
-COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+COMMANDS = commands(TEXT)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_one(command: str) -> None:
-    program, *rest = shlex.split(command)
-    assert program == "rlhf-kit" and _parser().parse_args(rest).command == "evaluate"
+    assert parsed(command).command == "evaluate"
 
 
 def test_every_judge_that_it_shows_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    functions, _ = blocks("python")[0], (tmp_path / "runs" / "other").mkdir(parents=True)
+    functions, _ = blocks(TEXT, "python")[0], (tmp_path / "runs" / "other").mkdir(parents=True)
     for file in ("grades.py", "module.py"):
         (tmp_path / file).write_text(functions + "function = brief\n")
-    (sheet,) = [block for block in blocks("json") if "meta" in block]
+    (sheet,) = [block for block in blocks(TEXT, "json") if "meta" in block]
     (tmp_path / "people.jsonl").write_text(json.dumps(json.loads(sheet)) + "\n")
     rows = re.findall(r"^\| (`[^|]+`) \| [^|]+ \| [^|]+ \|$", TEXT, re.MULTILINE)
     shown = [text for row in rows for text in re.findall(r"`([^`]+)`", row) if text not in ("--judge", "--retries")]
@@ -64,7 +59,7 @@ def test_every_judge_that_it_shows_is_one(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_its_functions_judge_as_it_says(tmp_path: Path) -> None:
     place = tmp_path / "grades.py"
-    place.write_text(blocks("python")[0])
+    place.write_text(blocks(TEXT, "python")[0])
     questions = [question("p", ["one two"], ["one"])]
     brief = ask(FunctionJudge.named(f"{place}:brief"), questions, tmp_path)
     assert brief.scores is not None and brief.scores.ravel().tolist() == [-2, -1]
@@ -73,7 +68,7 @@ def test_its_functions_judge_as_it_says(tmp_path: Path) -> None:
 
 
 def test_its_rows_are_read(tmp_path: Path) -> None:
-    sheet, verdict = blocks("json")
+    sheet, verdict = blocks(TEXT, "json")
     file = tmp_path / "people.jsonl"
     file.write_text(json.dumps(json.loads(sheet)) + "\n")
     (ranking,) = RankingsJudge.read(str(file)).rankings
