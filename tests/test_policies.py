@@ -210,3 +210,28 @@ def test_the_fixture_has_policies_that_differ(place: Path) -> None:
     plain = logits_of(base)
     trained = logits_of(PeftModel.from_pretrained(base, place / "run" / "sft"), IDS)
     assert (plain - trained).abs().max() > 1e-2
+
+
+def test_one_base_is_in_memory_at_a_time(
+    run: Path, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import weakref
+
+    from rlhf_kit.models import load_backbone
+
+    alive: list[Any] = []
+
+    def load(model: Any) -> Any:
+        assert all(reference() is None for reference in alive)
+        backbone = load_backbone(model)
+        alive.append(weakref.ref(backbone.base))
+        return backbone
+
+    monkeypatch.setattr(answering, "load_backbone", load)
+    copied = shutil.copytree(place / "base", tmp_path / "another")
+    (copied / "note.txt").write_text("other content")
+    policies = named([str(run), f"other={copied}"])
+    found: dict[str, Any] = {}
+    for crew in crews(policies):
+        found |= answer(crew, PROMPTS[:1], SETTINGS, tmp_path / "kept")
+    assert len(alive) == 2 and set(found) == {"base", "sft", "ppo", "other"}
