@@ -27,6 +27,8 @@ _OTHERS = ("accelerate", "datasets", "tokenizers", "safetensors", "gguf", "pydan
 _OPTIONAL = {
     "bitsandbytes": "only needed for model.quantization: pip install 'rlhf-kit[quant]'",
     "deepspeed": "only needed for training on several devices with ZeRO: pip install 'rlhf-kit[deepspeed]'",
+    "openai": "only needed for judges behind an endpoint: pip install 'rlhf-kit[judge]'",
+    "lm_eval": "only needed for evaluate policy --tasks: pip install 'rlhf-kit[tasks]'",
 }
 _GB = 1024**3
 _ROOM = 5 * _GB  # weights, their converted copy and the checkpoints of a small model
