@@ -2,11 +2,11 @@
 
     python benchmarks/bench_policies.py [--seeds 0 1 2] [--out runs/policies] [--figure FILE.svg]
 
-For each seed the quickstart is run, then PPO again with pretraining text beside it from the same SFT and reward model
-(`ppo.ptx_coef=0.2` on `recipes/quickstart/text.jsonl`). `rlhf-kit evaluate policy` has both with their checkpoints,
-SFT and the base answer the held-out prompts, judged by the run's reward model and by the rubric; the alignment tax is
-the change from the base on held-out text of the same kind and on `recipes/quickstart/choices.jsonl`. What is finished
-is skipped, so an interrupted benchmark goes on.
+For each seed the quickstart's stages are run, then PPO again with pretraining text beside it from the same SFT and
+reward model (`ppo.ptx_coef=0.2` on `recipes/quickstart/text.jsonl`). `rlhf-kit evaluate policy` has both, two
+checkpoints of each, SFT and the base answer the held-out prompts, judged by the run's reward model and by the rubric;
+the alignment tax is the change from the base on held-out text of the same kind and on
+`recipes/quickstart/choices.jsonl`. What is finished is skipped, so an interrupted benchmark goes on.
 
 A figure of several seeds is their mean with the 95 % interval by Student's t over the seeds, whose two or more runs
 differ in everything random; the intervals of single seeds are over prompts. The last line is JSON, the figure is in the
@@ -41,14 +41,15 @@ def command(*words: str) -> None:
 def one(seed: int, out: Path) -> dict[str, Any]:
     """Trains and evaluates with one seed; what stands in its evaluation.json, without the answers."""
     plain, ptx, judged = (out / f"{name}-{seed}" for name in ("ppo", "ptx", "evaluation"))
-    command("run", str(RECIPE), f"seed={seed}", f"output_dir={plain}", *KEPT)
+    for stage in ("sft", "reward", "ppo"):
+        command(stage, str(RECIPE), f"seed={seed}", f"output_dir={plain}", *KEPT)
     for stage in ("sft", "reward"):
         if not (ptx / stage).exists():
             shutil.copytree(plain / stage, ptx / stage)
-    command("run", str(RECIPE), f"seed={seed}", f"output_dir={ptx}", *KEPT, *PTX)
+    command("ppo", str(RECIPE), f"seed={seed}", f"output_dir={ptx}", *KEPT, *PTX)
     data = RECIPE.with_suffix("")
     command(
-        *("evaluate", "policy", f"PPO={plain}", f"PPO-ptx={ptx}", "--checkpoints", "--out", str(judged)),
+        *("evaluate", "policy", f"PPO={plain}", f"PPO-ptx={ptx}", "--checkpoints", "6,12", "--out", str(judged)),
         *("--text", str(data / "text_heldout.jsonl"), "--choices", str(data / "choices.jsonl")),
     )
     found: dict[str, Any] = json.loads((judged / "evaluation.json").read_text(encoding="utf-8"))
@@ -82,6 +83,7 @@ def figures(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 add(f"{judge['name']}: the same at equal length", policy, rate and rate["length_controlled"])
                 add(f"{judge['name']}: Bradley-Terry", policy, judge["bradley_terry"].get(policy))
                 add(f"{judge['name']}: Elo", policy, judge["elo"].get(policy))
+        add("PPO's gain by the reward model, deviations of SFT's scores", "PPO", run["reward_gain"])
         for policy in run["policies"]:
             add("KL from SFT, nats a response", policy, run["kl"].get(policy))
             for measure, estimate in run["measures"][policy].items():

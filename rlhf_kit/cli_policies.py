@@ -50,7 +50,15 @@ def add_policy(kinds: Any) -> None:
         nargs="+",
         help="the output_dir of a run (its base, SFT and PPO answer), a stage, an adapter, a model or Hub id",
     )
-    parser.add_argument("--checkpoints", action="store_true", help="PPO's kept checkpoints too, for score against KL")
+    parser.add_argument(
+        "--checkpoints",
+        dest="steps",
+        metavar="STEP,…",
+        type=_steps,
+        nargs="?",
+        const=(),
+        help="PPO's kept checkpoints too, all or these, for score against KL",
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="default: the folder `policies` of the first run")
     parser.add_argument("--format", dest="style", choices=("text", "json"), default="text", help="of what is printed")
     _add_answers(parser.add_argument_group("the answers"))
@@ -109,6 +117,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _steps(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"steps such as 4,8, not {text!r}; put RUN in front of it") from None
+
+
 def _times(text: str) -> int:
     value = int(text)
     if value < 0:
@@ -157,7 +172,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         patience=Patience(threads=arguments.concurrency, retries=arguments.retries),
     )
     same = (
-        *("prompts", "limit", "k", "temperature", "top_k", "top_p", "max_new_tokens", "seed", "checkpoints"),
+        *("prompts", "limit", "k", "temperature", "top_k", "top_p", "max_new_tokens", "seed", "steps"),
         *("resamples", "confidence"),
     )
     given = {name: getattr(arguments, name) for name in same}

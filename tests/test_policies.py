@@ -58,9 +58,16 @@ def test_a_run_is_its_base_and_its_stages(run: Path) -> None:
 
 
 def test_checkpoints_come_behind_everything_else(run: Path) -> None:
-    policies = named([str(with_checkpoints(run))], checkpoints_too=True)
+    policies = named([str(with_checkpoints(run))], steps=())
     assert [(p.name, p.step) for p in policies[2:]] == [("ppo", None), ("ppo@4", 4), ("ppo@8", 8)]
     assert policies[-1].identity == policies[2].identity and policies[-1].held_to == run / "sft"
+
+
+def test_some_checkpoints_can_be_named_and_what_is_not_kept_is_told(run: Path) -> None:
+    with_checkpoints(run)
+    assert [p.name for p in named([str(run)], steps=(4,))][3:] == ["ppo@4"]
+    with pytest.raises(RlhfKitError, match="has kept no checkpoint 5; there are 4, 8"):
+        named([str(run)], steps=(4, 5))
 
 
 def test_labels_name_the_last_policy_of_a_run(run: Path, tmp_path: Path) -> None:
@@ -68,7 +75,7 @@ def test_labels_name_the_last_policy_of_a_run(run: Path, tmp_path: Path) -> None
     other = Path(shutil.copytree(run, tmp_path / "other"))
     shutil.copy(other / "ppo" / "value" / "adapter_model.safetensors", other / "ppo" / "adapter_model.safetensors")
     rehash(other / "ppo")
-    policies = named([str(run), f"PPO-ptx={with_checkpoints(other)}"], checkpoints_too=True)
+    policies = named([str(run), f"PPO-ptx={with_checkpoints(other)}"], steps=())
     assert [p.name for p in policies] == ["base", "sft", "ppo", "PPO-ptx", "PPO-ptx@4", "PPO-ptx@8"]
     assert policies[3].label == "PPO-ptx" and policies[4].label == "PPO-ptx after 4 updates"
 

@@ -35,7 +35,7 @@ class Options:
         limit: the first so many prompts only.
         judges: `[NAME=]JUDGE` each; empty are the run's own.
         endpoint: how one is asked; None is the defaults.
-        checkpoints: PPO's kept checkpoints too.
+        steps: of PPO's checkpoints; empty are all that are kept, None is none.
         cost: what the policies are measured on beside their answers.
     """
 
@@ -49,7 +49,7 @@ class Options:
     seed: int | None = None
     judges: tuple[str, ...] = ()
     endpoint: EndpointSettings | None = None
-    checkpoints: bool = False
+    steps: tuple[int, ...] | None = None
     resamples: int | None = None
     confidence: float | None = None
     cost: Cost = field(default_factory=Cost)
@@ -61,7 +61,7 @@ def wish_for(places: Sequence[str], options: Options) -> Wish:
     Raises:
         RlhfKitError: policies, prompts or judges that there are not, or none at all.
     """
-    policies = named(places, checkpoints_too=options.checkpoints)
+    policies = named(places, steps=options.steps)
     run = home(places)
     recipe = recipe_of(run) if run is not None else None
     source = options.prompts or (recipe.data.prompts_heldout if recipe else None)

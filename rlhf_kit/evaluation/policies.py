@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,12 +92,16 @@ def _digest(value: Any) -> str:
 
 
 def of_run(
-    recipe: Recipe, stages: dict[str, Path], run: Path | None = None, *, checkpoints_too: bool = False
+    recipe: Recipe, stages: dict[str, Path], run: Path | None = None, *, steps: Collection[int] | None = None
 ) -> list[Policy]:
     """The base and the finished stages, in their order, and after them PPO's checkpoints.
 
     Args:
         stages: the directories of `sft` and `ppo`, those that there are.
+        steps: of the checkpoints; empty are all that are kept, None is none.
+
+    Raises:
+        CheckpointError: a checkpoint that is not kept.
     """
     length = recipe.data.max_prompt_length
     found = [Policy(BASE, LABELS[BASE], recipe.model, None, length, run, BASE)]
@@ -108,19 +112,30 @@ def of_run(
         updates = read_manifest(stages[PPO]).metrics.get("updates")
         last = Policy(PPO, LABELS[PPO], recipe.model, stages[PPO], length, run, PPO, None, updates, held_to)
         found.append(last)
-        for folder in checkpoints(stages[PPO]) if checkpoints_too else ():
-            step = int(folder.name.rsplit("-", 1)[1])
+        for step, folder in _kept(stages[PPO], steps).items():
             name, label = f"{PPO}@{step}", f"{LABELS[PPO]} after {step} updates"
             found.append(replace(last, name=name, label=label, adapter=folder, step=step, updates=step))
     return found
 
 
-def named(words: Sequence[str], *, checkpoints_too: bool = False) -> list[Policy]:
+def _kept(stage: Path, steps: Collection[int] | None) -> dict[int, Path]:
+    """The checkpoints that are wanted, by their steps."""
+    kept = {int(folder.name.rsplit("-", 1)[1]): folder for folder in checkpoints(stage)}
+    if not steps:
+        return {} if steps is None else kept
+    if missing := sorted(set(steps) - set(kept)):
+        there = ", ".join(map(str, kept)) or "none: set ppo.keep_checkpoints in the recipe"
+        raise CheckpointError(f"{stage}: has kept no checkpoint {', '.join(map(str, missing))}; there are {there}")
+    return {step: folder for step, folder in kept.items() if step in steps}
+
+
+def named(words: Sequence[str], *, steps: Collection[int] | None = None) -> list[Policy]:
     """What a person has named, the first run's policies first; the same weights under several names come once.
 
     Args:
         words: `[LABEL=]PLACE` each: the directory of a run (its base, sft and ppo), of a stage, of an adapter in PEFT's
             layout, or a model: its directory or Hub id. A label of a run is that of its last policy.
+        steps: of PPO's checkpoints, as in `of_run`.
 
     Raises:
         RlhfKitError: all that cannot be found, or the same label twice.
@@ -130,7 +145,7 @@ def named(words: Sequence[str], *, checkpoints_too: bool = False) -> list[Policy
     for word in words:
         try:
             label, place = _parts(word)
-            groups.append(_at(place, label, [policy.model for group in groups for policy in group], checkpoints_too))
+            groups.append(_at(place, label, [policy.model for group in groups for policy in group], steps))
         except RlhfKitError as failure:
             problems.append(str(failure))
     if problems:
@@ -159,13 +174,13 @@ def _parts(word: str) -> tuple[str | None, str]:
     return label.strip(), place
 
 
-def _at(place: str, label: str | None, known: Iterable[ModelSection], checkpoints_too: bool) -> list[Policy]:
+def _at(place: str, label: str | None, known: Iterable[ModelSection], steps: Collection[int] | None) -> list[Policy]:
     path = Path(place)
     stages = {stage: path / stage for stage in (SFT, PPO) if (path / stage / MANIFEST).is_file()}
     if stages:
         trained = {stage: read_manifest(directory) for stage, directory in stages.items()}
         recipe = _recipe(list(trained.values())[-1], list(stages.values())[-1])
-        found = of_run(recipe, stages, path, checkpoints_too=checkpoints_too)
+        found = of_run(recipe, stages, path, steps=steps)
         last = next(policy for policy in reversed(found) if policy.step is None)
         return [_labelled(policy, label, last) for policy in found] if label else found
     if (path / MANIFEST).is_file() and (manifest := read_manifest(path)).stage in (SFT, PPO):

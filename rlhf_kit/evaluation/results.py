@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,8 @@ def to_json(evaluated: Evaluated) -> dict[str, Any]:
         "kl": by_policy(list(answers), [None if found is None else draws.mean(found) for found in kl]),
         "frontier": frontiers(evaluated),
         "tax": evaluated.tax,
-        "gain": _gain(answers, scores.get(REWARD)),
-        "reward_gain": _reward_gain(scores.get(REWARD), draws),
+        "gain": _gain(evaluated, scores.get(REWARD)),
+        "reward_gain": _reward_gain(evaluated, scores.get(REWARD)),
         "prompts": _prompts(evaluated),
     }
 
@@ -93,18 +93,27 @@ def _changes(measured: Mapping[str, Mapping[str, Floats]], draws: Resamples) -> 
     }
 
 
-def _gain(answers: Mapping[str, Sequence[Sequence[Said]]], scores: Mapping[str, Floats] | None) -> dict[str, Any]:
-    if scores is None or not {SFT, PPO} <= answers.keys():
+def _before_and_after(evaluated: Evaluated) -> tuple[str, str] | None:
+    """The names of SFT and of the first policy of PPO; None where one is missing."""
+    found = [next((p.name for p in evaluated.shown if p.stage == stage), None) for stage in (SFT, PPO)]
+    return None if found[0] is None or found[1] is None else (found[0], found[1])
+
+
+def _gain(evaluated: Evaluated, scores: Mapping[str, Floats] | None) -> dict[str, Any]:
+    names = _before_and_after(evaluated)
+    if scores is None or names is None:
         return {}
-    return gain_in_words(answers[SFT], answers[PPO], (scores[SFT], scores[PPO]))
+    (sft, ppo), answers = names, evaluated.answers
+    return gain_in_words(answers[sft], answers[ppo], (scores[sft], scores[ppo]))
 
 
-def _reward_gain(scores: Mapping[str, Floats] | None, draws: Resamples) -> dict[str, Any] | None:
+def _reward_gain(evaluated: Evaluated, scores: Mapping[str, Floats] | None) -> dict[str, Any] | None:
     """Mean score of PPO minus SFT, in standard deviations of the SFT policy's scores."""
-    if scores is None or not {SFT, PPO} <= scores.keys():
+    names = _before_and_after(evaluated)
+    if scores is None or names is None:
         return None
-    spread = float(scores[SFT].std()) or 1.0
-    return draws.mean((scores[PPO].mean(axis=1) - scores[SFT].mean(axis=1)) / spread).as_dict()
+    sft, ppo = (scores[name] for name in names)
+    return evaluated.draws.mean((ppo.mean(axis=1) - sft.mean(axis=1)) / (float(sft.std()) or 1.0)).as_dict()
 
 
 def _prompts(evaluated: Evaluated) -> list[dict[str, Any]]:
