@@ -19,7 +19,10 @@ from rlhf_kit.measures import Floats
 from rlhf_kit.records import Message, Prompt
 from rlhf_kit.tournament import Resamples
 
-__all__ = ["to_json"]
+__all__ = ["VERSION", "to_json"]
+
+VERSION = 1
+"""Of the keys; a reader of another version should not guess."""
 
 
 def to_json(evaluated: Evaluated) -> dict[str, Any]:
@@ -30,6 +33,7 @@ def to_json(evaluated: Evaluated) -> dict[str, Any]:
     kl = [evaluated.kl(name) for name in answers]
     measured = {policy.name: diversity.measures(answers[policy.name]) for policy in shown}
     return {
+        "version": VERSION,
         "policies": [policy.name for policy in shown],
         "labels": {policy.name: policy.label for policy in evaluated.policies},
         "checkpoints": [policy.name for policy in evaluated.policies if policy.step is not None],
