@@ -163,7 +163,8 @@ def key_figures(run: Run) -> list[KeyFigure]:
         ("eos_rate", "PPO's answers that end", _measured(ppo, "eos_rate"), percent, None),
     )
     found = [KeyFigure(key, name, one, write, at) for key, name, one, write, at in rows if one is not None]
-    return [*found, *_judged(run.evaluation)]
+    said = {"win.rubric.ppo"} if found and found[0].key == "ppo_beats_sft" else set[str]()  # the same figure
+    return [*found, *(figure for figure in _judged(run.evaluation) if figure.key not in said)]
 
 
 def _judged(evaluation: Evaluation) -> Iterable[KeyFigure]:
