@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf_kit.errors import RlhfKitError
-from rlhf_kit.report.json import as_json
+from rlhf_kit.report.as_json import as_json
 from rlhf_kit.report.page import view
 from rlhf_kit.report.run import read_runs
 from rlhf_kit.report.runs import view as view_of_several
