@@ -136,7 +136,7 @@ def _policy(arguments: argparse.Namespace) -> int:
         raise RlhfKitError(f"--out {arguments.out}: is a file; name a directory")
     if arguments.sheet is not None and arguments.sheet.suffix != ".jsonl":
         raise RlhfKitError(f"--sheet {arguments.sheet}: name a file that ends in .jsonl, so that it can be read back")
-    prepare_torch(trains=False)
+    prepare_torch()
     from rlhf_kit.checkpoint import write_json
     from rlhf_kit.evaluation.choosing import home, wish_for
     from rlhf_kit.evaluation.evaluating import evaluate
