@@ -217,6 +217,9 @@ def test_a_frontier_goes_from_where_ppo_started_over_its_checkpoints(tmp_path: P
     assert found["points"][0]["kl"]["value"] == 0 and found["points"][1]["kl"]["value"] == pytest.approx(2.5)
     assert found["points"][1]["scores"]["rubric"]["value"] == pytest.approx(scores[:, 3].mean())
     assert found["run"] == tmp_path.name
+    named = [replace(p, name="tuned", label="Tuned") if p.name == "ppo" else p for p in one.policies]
+    (found,) = frontiers(replace(one, policies=[*named, *more], answers={**answers, "tuned": answers["ppo"]}))
+    assert found["run"] == "Tuned"
     assert frontiers(one) == [], "without checkpoints there is no curve"
 
 

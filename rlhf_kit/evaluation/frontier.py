@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,14 @@ def frontiers(evaluated: Evaluated) -> list[dict[str, Any]]:
         ]
         gold = next((name for name in columns if name != REWARD), None)
         proxy = REWARD if REWARD in columns else None
-        found.append(frontier(run.resolve().name if run else "", points, proxy, gold, evaluated.draws))
+        found.append(frontier(_called(run, trained), points, proxy, gold, evaluated.draws))
     return found
+
+
+def _called(run: Path | None, trained: Sequence[Policy]) -> str:
+    """The label that a person gave the run's last policy, else the run's directory."""
+    given = next((policy.label for policy in trained if policy.step is None and policy.name != PPO), None)
+    return given or (run.resolve().name if run else "")
 
 
 def _start(policies: Sequence[Policy], trained: Policy) -> Policy | None:
