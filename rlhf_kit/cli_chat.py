@@ -31,14 +31,14 @@ def add_chat(command: Command) -> None:
     )
     how.add_argument("--greedy", action="store_true", help="the likeliest token each time")
     how.add_argument("--beam", metavar="N", type=count, help="beam search with N beams")
-    chat.add_argument("--top-p", metavar="P", type=_share, default=1.0, help="the likeliest tokens of this share only")
+    chat.add_argument("--top-p", metavar="P", type=share, default=1.0, help="the likeliest tokens of this share only")
     chat.add_argument("--top-k", metavar="N", type=count, default=0, help="the N likeliest tokens only")
     chat.add_argument(
         "--max-new-tokens", metavar="N", type=count, default=256, help="length of an answer at most (default: 256)"
     )
-    chat.add_argument("--seed", metavar="N", type=int, help="the same answers to the same words again")
+    chat.add_argument("--seed", metavar="N", type=seed, help="the same answers to the same words again")
     chat.add_argument("--system", metavar="TEXT", help="instructions before the conversation")
-    chat.add_argument("--transcript", metavar="FILE", type=Path, help="write what was said there at the end")
+    chat.add_argument("--transcript", metavar="FILE", type=Path, help="keep what is said in a new .jsonl file")
     chat.add_argument(
         "--as",
         dest="kind",
@@ -48,10 +48,19 @@ def add_chat(command: Command) -> None:
     )
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
+    """A part of a whole as it was typed, for argparse."""
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError("must be above 0 and at most 1")
+    return value
+
+
+def seed(text: str) -> int:
+    """A seed of sampling as it was typed, for argparse."""
+    value = int(text)
+    if not 0 <= value < 1 << 63:
+        raise argparse.ArgumentTypeError("must be from 0 to 2^63 - 1")
     return value
 
 
@@ -63,12 +72,12 @@ def _chat(arguments: argparse.Namespace) -> int:
         sys.stdin.reconfigure(errors="replace")
     from rich.console import Console
 
-    from rlhf_kit.chat import Manner, Start, chat, typed_lines
-    from rlhf_kit.chat.cast import Cast
+    from rlhf_kit.chat import Cast, Manner, Start, chat, typed
 
+    cast = Cast(arguments.run)
     degrees = 0.0 if arguments.greedy else arguments.temperature
     manner = Manner(
-        temperature=Cast(arguments.run).recipe.evaluate.temperature if degrees is None else degrees,
+        temperature=cast.recipe.evaluate.temperature if degrees is None else degrees,
         top_p=arguments.top_p,
         top_k=arguments.top_k,
         beams=arguments.beam or 1,
@@ -82,5 +91,5 @@ def _chat(arguments: argparse.Namespace) -> int:
         transcript=arguments.transcript,
         kind=arguments.kind,
     )
-    chat(arguments.run, typed_lines(), Console(highlight=False), start)
+    chat(cast, typed(), Console(highlight=False), start)
     return 0

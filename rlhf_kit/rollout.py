@@ -88,6 +88,8 @@ def beam_search(backbone: Backbone, prompt: Sequence[int], *, beams: int, max_ne
     """The likeliest response that beam search finds under the active role, EOS included where it came; by transformers.
 
     Of finished and unfinished responses the one with the highest mean log-probability a token wins. Nothing is drawn.
+    What the model's own `generation_config` asks for beside that (a repetition penalty, forbidden or forced tokens)
+    does not count, as it does not in `sample`.
     """
     was_training = backbone.training
     backbone.eval()
@@ -99,9 +101,12 @@ def beam_search(backbone: Backbone, prompt: Sequence[int], *, beams: int, max_ne
         eos_token_id=backbone.tokenizer.eos_token_id,
         pad_token_id=backbone.padding_id,
     )
+    its_own = backbone.base.generation_config
+    backbone.base.generation_config = GenerationConfig()  # `generate` fills from it whatever ours leaves open
     try:
         found = backbone.base.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     finally:
+        backbone.base.generation_config = its_own
         backbone.train(was_training)
     response: list[int] = found[0, len(prompt) :].tolist()
     eos = backbone.tokenizer.eos_token_id

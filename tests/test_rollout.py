@@ -3,6 +3,7 @@
 import pytest
 import torch
 from backbones import backbone_of_type, lora, stir, tiny_backbone
+from transformers import GenerationConfig
 
 from rlhf_kit.rollout import Drawing, Ending, beam_search, draw, sample, sample_in_batches
 
@@ -385,3 +386,21 @@ def test_a_beam_ends_with_eos_and_nothing_behind_it():
     assert any(eos in response for response in found)
     assert all(eos not in response[:-1] and 1 <= len(response) <= 12 for response in found)
     assert not backbone.training
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_beam_search_is_not_changed_by_what_the_model_asks_for_itself(beams):
+    backbone = tiny_backbone("policy")
+    with backbone.role("policy"):
+        plain = [beam_search(backbone, prompt, beams=beams, max_new_tokens=6) for prompt in PROMPTS]
+        asks = GenerationConfig(
+            repetition_penalty=3.0,
+            no_repeat_ngram_size=1,
+            forced_eos_token_id=2,
+            suppress_tokens=list(range(100, 400)),
+            length_penalty=-5.0,
+            return_dict_in_generate=True,
+        )
+        backbone.base.generation_config = asks
+        assert [beam_search(backbone, prompt, beams=beams, max_new_tokens=6) for prompt in PROMPTS] == plain
+    assert backbone.base.generation_config is asks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from accelerate import PartialState
@@ -51,12 +52,20 @@ class Cast:
         found = [BASE, *self.stages]
         if (self.run / "ppo" / EMA / CONFIG_NAME).is_file():
             found.append(EMA)
-        return found + [
-            f"{stage}@{folder.name.rsplit('-', 1)[1]}"
-            for stage in self.stages
-            for folder in checkpoints(self.run / stage)
-            if (folder / CONFIG_NAME).is_file()
-        ]
+        return [*found, *self._kept]
+
+    @property
+    def _kept(self) -> dict[str, Path]:
+        """The checkpoints that the stages have kept, by their names."""
+        found = {}
+        for stage in self.stages:
+            for folder in checkpoints(self.run / stage):
+                name = f"{stage}@{folder.name.rsplit('-', 1)[1]}"
+                # PEFT saves an adapter that has a name in a folder of that name.
+                for place in (folder / stage, folder):
+                    if (place / CONFIG_NAME).is_file():
+                        found[name] = place
+        return found
 
     def speaker(self, name: str) -> Speaker:
         """A speaker without a conversation.
@@ -73,7 +82,7 @@ class Cast:
             return Speaker(name, None, self.backbone)
         place = directory.resolve()
         if place not in self._roles:
-            role = f"speaker_{len(self._roles)}"
+            role = f"speaker_{len(self.backbone.adapters)}"  # one that did not fit has left its name there
             self.backbone.load_adapter(role, directory)
             self._roles[place] = role
         return Speaker(name, self._roles[place], self.backbone)
@@ -87,6 +96,16 @@ class Cast:
                 self._backbone.to(PartialState().device)
         return self._backbone
 
+    def doubt(self, name: str) -> str | None:
+        """A remark on an adapter that declares another base than this one; it may be the same under another name."""
+        directory = self._directory(name)
+        if directory is None or name in self.names:
+            return None
+        declared = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not declared or declared in (self.backbone.base_id, self.recipe.model.name_or_path):
+            return None
+        return f"{name} says that it belongs to {declared}; here it speaks on {self.backbone.base_id}"
+
     def check(self, name: str) -> None:
         """Raises `CheckpointError` where `speaker` would for want of a directory; loads nothing."""
         self._directory(name)
@@ -95,9 +114,8 @@ class Cast:
         if name == BASE:
             return None
         if name in self.names:
-            stage, _, step = name.partition("@")
-            if step:
-                return self.run / stage / "checkpoints" / f"checkpoint-{step}"
+            if name in self._kept:
+                return self._kept[name]
             read_manifest(self.run / ("ppo" if name == EMA else name))  # checks the weights before they are loaded
             return self.run / "ppo" / EMA if name == EMA else self.run / name
         if (Path(name) / CONFIG_NAME).is_file():

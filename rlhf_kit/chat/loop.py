@@ -1,42 +1,36 @@
-"""The conversation from the first line to the last."""
+"""The talk from the first line to the last."""
 
 from __future__ import annotations
 
 import contextlib
-import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from rlhf_kit.chat.cast import BASE, Cast
-from rlhf_kit.chat.commands import HELP, changed, is_setting
+from rlhf_kit.chat.commands import HELP, NAMES, changed, command_of, is_setting, seed_of, words_of
 from rlhf_kit.chat.screen import say, show
 from rlhf_kit.chat.speaking import Answer, Manner, Speaker
-from rlhf_kit.chat.transcript import Exchange, Kind, save
-from rlhf_kit.errors import DataError, Problem, RlhfKitError
-from rlhf_kit.outputs import check_outputs
+from rlhf_kit.chat.transcript import KINDS, Exchange, Kind, Round, Transcript, check_place
+from rlhf_kit.errors import DataError, RlhfKitError
 from rlhf_kit.records import Message
 
-__all__ = ["Start", "chat", "typed_lines"]
-
-_COMMANDS = "/help shows what else can be typed, /quit ends it"
-_BLOCK = '"""'
+__all__ = ["Start", "chat"]
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a conversation begins.
+    """How a talk begins.
 
     Attributes:
         speakers: who answers; by default the base and every stage that the run has.
         manner: by default sampling at the temperature of the recipe's evaluation.
         seed: of sampling; by default another one each time.
         system: instructions before the conversation.
-        transcript: a file that gets what was said at the end, whatever ends it.
+        transcript: a file that gets what was said, whatever ends the talk.
         kind: of its records.
     """
 
@@ -48,26 +42,23 @@ class Start:
     kind: Kind = "demonstrations"
 
 
-def chat(run: Path, lines: Iterable[str], console: Console, start: Start | None = None) -> None:
-    """Answers each line until `/quit`, the end of the lines, or Ctrl-C; Ctrl-C during an answer ends the answer only.
-
-    Args:
-        run: output directory of a run.
+def chat(cast: Cast, messages: Iterable[str], console: Console, start: Start | None = None) -> None:
+    """Answers each message until `/quit`, the last one, or Ctrl-C; Ctrl-C during an answer ends the answer only.
 
     Raises:
         CheckpointError: a policy that the run does not have, or a directory that is damaged.
         ModelError: the base model cannot be loaded.
         DataError: the transcript cannot be written.
     """
-    talk = Talk(Cast(run), console, start or Start())
+    talk = Talk(cast, console, start or Start())
     try:
         with contextlib.suppress(KeyboardInterrupt):
             talk.begin()
-            for line in joined(lines):
-                if not talk.hear(line):
+            for message in messages:
+                if not talk.hear(message):
                     return
-            return
-        console.print()
+        if console.is_terminal:  # what was typed last stands on a line without an end
+            console.print()
     finally:
         talk.end()
 
@@ -76,201 +67,208 @@ class Talk:
     """Speakers, how they answer, and what was said so far."""
 
     def __init__(self, cast: Cast, console: Console, start: Start) -> None:
-        self.cast, self.console, self.start = cast, console, start
-        recipe = cast.recipe
-        self.manner = start.manner or Manner(temperature=recipe.evaluate.temperature)
-        self.system = start.system
-        self.said: list[list[Exchange]] = []
-        """What was said, the answers to one question together."""
-        self.speakers: list[Speaker] = []
+        self.cast, self.console = cast, console
+        self.names = list(dict.fromkeys(start.speakers)) or [BASE, *cast.stages]
+        self.manner = start.manner or Manner(temperature=cast.recipe.evaluate.temperature)
+        self.system = (start.system or "").strip() or None
+        self.seed: int | None = None
         self.generator = torch.Generator()
+        self._plant(start.seed)
+        self.transcript = Transcript(cast.run.resolve().name, start.transcript, start.kind)
+        self.unsaved = ""
+        self.speakers: list[Speaker] = []
 
     def begin(self) -> None:
         """Calls the first speakers."""
-        names = list(dict.fromkeys(self.start.speakers)) or [BASE, *self.cast.stages]
-        for name in names:
+        for name in self.names:
             self.cast.check(name)  # before anything is loaded
-        if self.start.transcript is not None:
-            _check_place(self.start.transcript)
-        self.speakers = [self.cast.speaker(name) for name in names]
-        self.generator = torch.Generator(device=self.cast.backbone.device)
-        self._seed(self.start.seed)
-        self._reset()
-        self._tell_settings()
+        if self.transcript.file is not None:
+            check_place(self.transcript.file)
+        self.speakers = [self._call(name) for name in self.names]
+        self._start_anew()
+        say(self.console, f"{self._settings()}; /help shows what else can be typed, /quit ends it")
 
     def end(self) -> None:
-        """Writes the transcript, where one was asked for."""
-        if self.start.transcript is not None and self.said:
-            self._save(self.start.transcript, self.start.kind)
+        """Says where the transcript is, and writes it where that has failed before."""
+        written = self.transcript.keep()
+        if written:
+            say(self.console, written)
 
-    def hear(self, text: str) -> bool:
-        """One line; False where it ends the conversation."""
-        if not text.strip():
+    def hear(self, message: str) -> bool:
+        """One message; False where it ends the talk."""
+        if not message.strip():
             return True
-        found = re.fullmatch(r"\s*(/[a-z-]+)(?:\s+(.*?))?\s*", text, re.DOTALL)
-        if found is None:
-            self._answer(text.strip())
-            return True
-        command, rest = found[1], found[2] or ""
+        command, rest = command_of(message) or ("", "")
         if command == "/quit":
             return False
         try:
-            self._obey(command, rest)
-        except (RlhfKitError, ValueError) as failure:
-            say(self.console, f"{command}: {failure}" if isinstance(failure, ValueError) else str(failure))
+            if command:
+                self._obey(command, rest)
+            else:
+                self._answer(message.strip())
+        except RlhfKitError as failure:
+            say(self.console, f"{command}: {failure}" if command else str(failure))
+        self._keep()
         return True
 
     def _obey(self, command: str, rest: str) -> None:
-        simple: dict[str, Callable[[], None]] = {
+        actions: dict[str, Callable[[], None]] = {
             "/help": lambda: say(self.console, HELP),
-            "/settings": self._tell_settings,
+            "/settings": lambda: say(self.console, f"{self._settings()}\n{self._circumstances()}"),
             "/who": lambda: say(self.console, ", ".join(self.cast.names)),
+            "/use": lambda: self._use(rest),
+            "/seed": lambda: self._plant(seed_of(rest)),
+            "/system": lambda: self._instruct(rest),
+            "/reset": self._start_anew,
             "/undo": self._undo,
             "/retry": self._retry,
+            "/save": lambda: self._save(rest),
         }
         if is_setting(command):
             self.manner = changed(self.manner, command, rest)
-            self._tell_settings()
-        elif command in simple:
-            simple[command]()
-        elif command == "/use":
-            self._use(rest.split())
-        elif command == "/seed":
-            if not rest.isdecimal():
-                raise ValueError(f"needs a whole number from 0, not {rest!r}")
-            self._seed(int(rest))
-        elif command in ("/system", "/reset"):
-            if command == "/system":
-                self.system = rest or None
-            self._reset()
-            say(self.console, "the conversation starts anew")
-        elif command == "/save":
-            self._save_as(rest)
+            say(self.console, self._settings())
+        elif command in actions:
+            actions[command]()
+            done = {"/seed": f"seed {self.seed}", "/system": "the conversation starts anew"}
+            done["/reset"] = done["/system"]
+            if command in done:
+                say(self.console, done[command])
         else:
-            say(self.console, f"{command}: no such command; {_COMMANDS}")
+            say(self.console, f"{command}: no such command; there are {', '.join(NAMES)}")
 
-    # ---------------------------------------------------------------- what commands do
+    # ---------------------------------------------------------------- questions and answers
 
-    def _answer(self, text: str) -> None:
-        exchanges: list[Exchange] = []
+    def _answer(self, question: str) -> None:
+        """Asks all speakers; each draws with the same seed, so that equal policies say the same side by side."""
+        current = Round(question)
+        self.transcript.rounds.append(current)
+        seed = int(torch.randint(1 << 62, (), generator=self.generator))
 
         def reply(speaker: Speaker, on_text: Callable[[str], None]) -> Answer:
-            before = (*speaker.turns, Message(role="user", content=text))
-            answer = speaker.reply(text, self.manner, generator=self.generator, on_text=on_text)
-            if answer.text.strip():
-                exchanges.append(Exchange(speaker.name, str(self.manner), before, answer.text))
+            conversation = (*speaker.turns, Message(role="user", content=question))
+            asked = Exchange(speaker.name, str(self.manner), conversation, "")
+            generator = torch.Generator().manual_seed(seed)
+            try:
+                answer = speaker.reply(question, self.manner, generator=generator, on_text=on_text)
+            except KeyboardInterrupt:
+                current.exchanges.append(asked)
+                raise
+            if answer.is_kept:
+                asked = replace(asked, answer=answer.text, ended=answer.ended)
+            current.exchanges.append(asked)
             return answer
 
         try:
             show(self.console, self.speakers, reply, self.manner.max_new_tokens)
         except KeyboardInterrupt:
+            left = [speaker.name for speaker in self.speakers if speaker.name not in current.answered]
+            kept = f"no answer of {', '.join(left)} is kept. /retry asks again" if left else "all answers are kept"
             self.console.print()
-            say(self.console, "(stopped; this answer is not kept. Ctrl-C again, or /quit, ends the conversation)")
-        except RlhfKitError as failure:
-            say(self.console, str(failure))
-        if exchanges:
-            self.said.append(exchanges)
-
-    def _use(self, names: Sequence[str]) -> None:
-        """Who joins takes the conversation of the first speaker over; who stays keeps their own."""
-        if not names:
-            raise ValueError(f"needs names: {', '.join(self.cast.names)}")
-        present = {speaker.name: speaker for speaker in self.speakers}
-        called = {name: present.get(name) or self.cast.speaker(name) for name in dict.fromkeys(names)}
-        first = self.speakers[0]
-        for name, speaker in called.items():
-            if name not in present:
-                speaker.turns = list(first.turns)
-        joined = [name for name in called if name not in present]
-        self.speakers = list(called.values())
-        if joined and len(first.turns) > (self.system is not None):
-            say(self.console, f"{', '.join(joined)} takes over what was said with {first.name}")
-        self._tell_settings()
+            say(self.console, f"(stopped: {kept}, Ctrl-C ends the talk)")
 
     def _undo(self) -> None:
-        if not self.said:
-            raise ValueError("nothing was said yet")
-        names = {exchange.speaker for exchange in self.said.pop()}
-        for speaker in self.speakers:
-            if speaker.name in names:
-                speaker.undo()
-        say(self.console, "the last question and what was answered are taken back")
+        rounds = self.transcript.rounds
+        last = next((one for one in reversed(rounds) if one.answered), None)
+        if last is None:
+            raise RlhfKitError("nothing was said yet")
+        rounds.remove(last)
+        self._take_back(last)
+        shown = last.question if len(last.question) <= 60 else f"{last.question[:60]}…"
+        say(self.console, f"taken back, with what was answered: {' '.join(shown.split())}")
 
     def _retry(self) -> None:
-        if not self.said:
-            raise ValueError("nothing was said yet")
-        question = self.said[-1][0].conversation[-1].content
-        self._undo()
-        self._answer(question)
+        """Asks the last question again, whatever came of it; an answer goes only when another one has come."""
+        rounds = self.transcript.rounds
+        if not rounds:
+            raise RlhfKitError("nothing was said yet")
+        last, before = rounds.pop(), [list(speaker.turns) for speaker in self.speakers]
+        self._take_back(last)
+        try:
+            self._answer(last.question)
+        finally:
+            new = rounds[-1]
+            silent = [at for at, speaker in enumerate(self.speakers) if speaker.name not in new.answered]
+            if silent and last.answered:
+                for at in silent:
+                    self.speakers[at].turns = before[at]
+                stays = [one for one in last.exchanges if one.answer and one.speaker not in new.answered]
+                new.exchanges = [one for one in new.exchanges if one.answer] + stays
+                say(self.console, f"{', '.join(self.speakers[at].name for at in silent)}: what was said before stays")
 
-    def _save_as(self, rest: str) -> None:
-        words = rest.split()
-        kind = words.pop() if len(words) > 1 and words[-1] in ("prompts", "demonstrations") else self.start.kind
-        if not words:
-            raise ValueError("needs a file, such as talk.jsonl")
-        self._save(Path(" ".join(words)), "prompts" if kind == "prompts" else "demonstrations")
+    def _take_back(self, last: Round) -> None:
+        """Also from whoever has taken the conversation over from the one who answered."""
+        for speaker in self.speakers:
+            for exchange in last.exchanges:
+                answer = [turn.content for turn in speaker.turns[-2:]]
+                if exchange.answer and answer == [last.question, exchange.answer]:
+                    del speaker.turns[-2:]
+                    break
 
-    def _save(self, file: Path, kind: Kind) -> None:
-        rows = save([one for together in self.said for one in together], file, kind, self.cast.run.resolve().name)
-        say(self.console, f"wrote {rows} {kind} to {file}")
+    # ---------------------------------------------------------------- who speaks, and how
 
-    def _seed(self, seed: int | None) -> None:
+    def _call(self, name: str) -> Speaker:
+        speaker = self.cast.speaker(name)
+        if doubt := self.cast.doubt(name):
+            say(self.console, doubt)
+        return speaker
+
+    def _use(self, rest: str) -> None:
+        """Who joins takes the conversation of the first speaker over; who stays keeps their own."""
+        names = list(dict.fromkeys(words_of(rest)))
+        if not names:
+            raise RlhfKitError(f"needs names: {', '.join(self.cast.names)}")
+        present = {speaker.name: speaker for speaker in self.speakers}
+        called = [present.get(name) or self._call(name) for name in names]
+        first = self.speakers[0]
+        joined = [speaker for speaker in called if speaker.name not in present]
+        for speaker in joined:
+            speaker.turns = list(first.turns)
+        self.speakers = called
+        if joined and any(turn.role == "user" for turn in first.turns):
+            takes = "takes" if len(joined) == 1 else "take"
+            who = ", ".join(speaker.name for speaker in joined)
+            say(self.console, f"{who} {takes} over what was said with {first.name}")
+        say(self.console, self._settings())
+
+    def _instruct(self, text: str) -> None:
+        self.system = text or None
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.transcript.start_anew()
+        for speaker in self.speakers:
+            speaker.turns = [] if self.system is None else [Message(role="system", content=self.system)]
+
+    def _plant(self, seed: int | None) -> None:
+        self.seed = seed
         if seed is None:
             self.generator.seed()
         else:
             self.generator.manual_seed(seed)
 
-    def _reset(self) -> None:
-        for speaker in self.speakers:
-            speaker.turns = [] if self.system is None else [Message(role="system", content=self.system)]
+    def _settings(self) -> str:
+        return f"{', '.join(speaker.name for speaker in self.speakers)}: {self.manner}"
 
-    def _tell_settings(self) -> None:
-        names = ", ".join(speaker.name for speaker in self.speakers)
-        say(self.console, f"{names}: {self.manner}; {_COMMANDS}")
+    def _circumstances(self) -> str:
+        seed = "no seed" if self.seed is None else f"seed {self.seed}"
+        instructions = "no instructions" if self.system is None else f"instructions: {self.system}"
+        return f"{seed}; a context of {self.cast.backbone.context_length} tokens; {instructions}"
 
+    # ---------------------------------------------------------------- what is kept
 
-def _check_place(file: Path) -> None:
-    """Raises `DataError` where a transcript could not be written at the end."""
-    check_outputs((), [file])
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise DataError([Problem(str(file), "", f"cannot be written: {failure.strerror}")]) from failure
+    def _save(self, rest: str) -> None:
+        name, *how = words_of(rest) or [""]
+        asked = [word for word in how if word != "--as"] or [self.transcript.kind]
+        kind = next((kind for kind in KINDS if asked == [kind]), None)
+        if not name or kind is None:
+            raise RlhfKitError("needs a file and perhaps what its rows are, such as talk.jsonl --as prompts")
+        say(self.console, self.transcript.save(Path(name).expanduser(), kind))
 
-
-def joined(lines: Iterable[str]) -> Iterator[str]:
-    """Lines of which a backslash at the end, or three quotation marks before and after, make one."""
-    parts: list[str] = []
-    block = False
-    for line in lines:
-        text = line.rstrip("\r\n")
-        if not block and not parts and text.strip().startswith(_BLOCK):
-            block, text = True, text.strip()[len(_BLOCK) :]
-        if block:
-            end = text.rstrip().endswith(_BLOCK)
-            parts.append(text.rstrip()[: -len(_BLOCK)] if end else text)
-            if not end:
-                continue
-        elif text.endswith("\\"):
-            parts.append(text[:-1])
-            continue
-        else:
-            parts.append(text)
-        yield "\n".join(parts).strip("\n") if block else "\n".join(parts)
-        parts, block = [], False
-    if parts:
-        yield "\n".join(parts)
-
-
-def typed_lines() -> Iterator[str]:
-    """What is typed at the terminal, with line editing where Python has it, or piped in, one prompt a line."""
-    if not sys.stdin.isatty():
-        yield from sys.stdin
-        return
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # `input` uses it once it is imported
-    while True:
+    def _keep(self) -> None:
+        """Brings the transcript up to date; a reason why it cannot be is told once."""
         try:
-            yield input("> ")
-        except EOFError:
-            return
+            self.transcript.keep()
+        except DataError as failure:
+            if str(failure) != self.unsaved:
+                say(self.console, f"{failure}; /save FILE writes what was said elsewhere")
+            self.unsaved = str(failure)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from unicodedata import category
 
 import torch
+from jinja2 import TemplateError
 
 from rlhf_kit.data import Encoder
 from rlhf_kit.errors import RlhfKitError
@@ -60,6 +62,11 @@ class Answer:
     ended: bool
     dropped: int = 0
 
+    @property
+    def is_kept(self) -> bool:
+        """Not an empty one: no conversation could go on from it."""
+        return bool(self.text.strip())
+
 
 @dataclass
 class Speaker:
@@ -84,13 +91,14 @@ class Speaker:
         generator: torch.Generator | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Answers the next turn of the user. An empty answer is not kept: no conversation could go on from it.
+        """Answers the next turn of the user; an answer that `is_kept` is then part of the conversation, with it.
 
         Args:
             on_text: is called with each piece of the answer as it comes; with beam search nothing comes before the end.
 
         Raises:
-            RlhfKitError: the turn alone does not fit into the model's context; nothing has changed.
+            RlhfKitError: the turn alone does not fit into the model's context, or the chat template refuses the
+                conversation; nothing has changed.
         """
         question = Message(role="user", content=text)
         prompt, dropped = self._fitting((*self.turns, question), manner.max_new_tokens)
@@ -109,18 +117,10 @@ class Speaker:
                     generator=generator,
                     on_token=stream.feed if on_text else None,
                 )
-        stream.end(ids)
-        answer = Answer(stream.shown, ids[-1] == self.backbone.tokenizer.eos_token_id, dropped)
-        if answer.text.strip():
+        answer = Answer(stream.end(ids), ids[-1] == self.backbone.tokenizer.eos_token_id, dropped)
+        if answer.is_kept:
             self.turns += [question, Message(role="assistant", content=answer.text)]
         return answer
-
-    def undo(self) -> bool:
-        """Takes the last question and its answer back; False where there is none."""
-        if not self.turns or self.turns[-1].role != "assistant":
-            return False
-        del self.turns[-2:]
-        return True
 
     def _fitting(self, turns: Sequence[Message], answer: int) -> tuple[list[int], int]:
         """Token ids of the conversation without its oldest turns, as far as they must go, and how many have gone.
@@ -132,7 +132,11 @@ class Speaker:
         system = tuple(turns[:1]) if turns[0].role == "system" else ()
         rest, dropped = tuple(turns[len(system) :]), 0
         while True:
-            ids = encoder.prompt((*system, *rest))
+            try:
+                ids = encoder.prompt((*system, *rest))
+            except TemplateError as failure:
+                advice = "; /system without a text leaves the instructions out" if system else ""
+                raise RlhfKitError(f"the chat template refuses this conversation: {failure}{advice}") from failure
             if len(ids) + answer <= context:
                 return ids, dropped
             if len(rest) == 1:
@@ -149,6 +153,7 @@ class TextStream:
         self.on_text = on_text
         self.ids: list[int] = []
         self.shown = ""
+        """What has been handed on."""
 
     def feed(self, token: int) -> None:
         """One more token."""
@@ -157,9 +162,14 @@ class TextStream:
         if not text.endswith("\ufffd"):
             self._show(text)
 
-    def end(self, ids: Sequence[int]) -> None:
-        """All tokens: what still waits."""
-        self._show(printable(self.encoder.text(ids)))
+    def end(self, ids: Sequence[int]) -> str:
+        """All tokens: hands on what still waits, and returns the whole text."""
+        text = printable(self.encoder.text(ids))
+        if not text.startswith(self.shown):  # a tokenizer that tidies spaces up has changed its mind
+            self.on_text("\n")
+            self.shown = ""
+        self._show(text)
+        return text
 
     def _show(self, text: str) -> None:
         if text.startswith(self.shown) and text != self.shown:
@@ -167,6 +177,10 @@ class TextStream:
             self.shown = text
 
 
+_STEERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Embeddings, overrides and isolates of the writing direction, which show a line in another order than it has."""
+
+
 def printable(text: str) -> str:
-    """Without control characters: a model's output must not steer the terminal."""
-    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+    """Without what would steer the terminal; spaces, joiners and marks of all scripts stay, because they are text."""
+    return "".join(c for c in text if c in "\n\t" or not (category(c) in ("Cc", "Cs") or c in _STEERING))
