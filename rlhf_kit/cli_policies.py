@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_kit.cli_shared import count, temperature
+from rlhf_kit.cli_shared import count, share, temperature, times
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.process import prepare_torch
 
@@ -71,10 +71,10 @@ def _add_answers(group: Any) -> None:
     group.add_argument("--limit", metavar="N", type=count, help="the first N prompts only")
     group.add_argument("--k", metavar="K", type=count, help="answers to each prompt (default: the recipe's)")
     group.add_argument("--temperature", metavar="T", type=temperature, help="0 is greedy (default: the recipe's)")
-    group.add_argument("--top-p", metavar="P", type=_share, help="sample from this share of the likelihood only")
+    group.add_argument("--top-p", metavar="P", type=share, help="sample from this share of the likelihood only")
     group.add_argument("--top-k", metavar="N", type=count, help="sample from the N likeliest tokens only")
     group.add_argument("--max-new-tokens", metavar="N", type=count, help="default: the recipe's response_length")
-    group.add_argument("--seed", metavar="N", type=int, help="of sampling and intervals (default: the recipe's)")
+    group.add_argument("--seed", metavar="N", type=times, help="of sampling and intervals (default: the recipe's)")
 
 
 def _add_judges(group: Any) -> None:
@@ -92,13 +92,13 @@ def _add_judges(group: Any) -> None:
         "--comparisons", metavar="N", type=count, default=1, help="pairs of answers to a prompt shown to it (1)"
     )
     group.add_argument("--concurrency", metavar="N", type=count, default=4, help="questions asked at once (4)")
-    group.add_argument("--retries", metavar="N", type=_times, default=5, help="of a question that failed (5)")
+    group.add_argument("--retries", metavar="N", type=times, default=5, help="of a question that failed (5)")
     group.add_argument("--partial", action="store_true", help="go on with what an endpoint that failed has judged")
     group.add_argument(
         "--sheet", metavar="FILE", type=Path, help="write the answers for people to rank, in random order, and end"
     )
     group.add_argument("--resamples", metavar="N", type=count, help="behind an interval (default: the recipe's)")
-    group.add_argument("--confidence", metavar="C", type=_share, help="of the intervals (default: the recipe's)")
+    group.add_argument("--confidence", metavar="C", type=share, help="of the intervals (default: the recipe's)")
 
 
 def _add_cost(group: Any) -> None:
@@ -110,25 +110,11 @@ def _add_cost(group: Any) -> None:
     group.add_argument("--task-limit", metavar="N", type=count, help="the first N documents of each task only")
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
-    return value
-
-
 def _steps(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"steps such as 4,8, not {text!r}; put RUN in front of it") from None
-
-
-def _times(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
 
 
 def _policy(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_kit.cli_shared import Command, count, temperature
+from rlhf_kit.cli_shared import Command, count, temperature, times
 from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.process import prepare_torch
 
@@ -53,15 +53,8 @@ def add_sample(command: Command) -> None:
     parser.add_argument(
         "--max-new-tokens", metavar="N", type=count, help="length of an answer at most (default: the recipe's)"
     )
-    parser.add_argument("--seed", metavar="N", type=_seed, help="the same one draws the same (default: the recipe's)")
+    parser.add_argument("--seed", metavar="N", type=times, help="the same one draws the same (default: the recipe's)")
     parser.add_argument("--format", dest="style", choices=("text", "json"), default="text", help="of the account")
-
-
-def _seed(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
 
 
 def _sample(arguments: argparse.Namespace) -> int:

@@ -18,7 +18,9 @@ __all__ = [
     "format_of",
     "printable",
     "progress_bar",
+    "share",
     "temperature",
+    "times",
 ]
 
 KINDS = ("demonstration", "ranking", "prompt", "rating", "text")
@@ -69,6 +71,22 @@ def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def times(text: str) -> int:
+    """A whole number from 0 as it was typed, such as a seed or a number of retries, for argparse."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
+
+
+def share(text: str) -> float:
+    """A part of a whole as it was typed, for argparse."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
     return value
 
 
