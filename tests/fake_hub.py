@@ -30,6 +30,8 @@ class Fault:
     """Bytes of the body that are read before the reset; 0: all."""
     skip: int = 0
     """Requests that are let through first."""
+    below: int = 0
+    """Befalls bodies of fewer bytes only; 0: all."""
     times: int = 1_000_000
     body: bytes = b'{"error": "scripted"}'
     lost: bool = False
@@ -85,11 +87,11 @@ class FakeHub:
         """Bytes of large files that came, whole or not, by whatever way."""
         return sum(seen.received for where in _STORES for seen in self.requests(where))
 
-    def fault(self, what: str) -> Fault | None:
-        """The fault that a request meets."""
+    def fault(self, what: str, length: int) -> Fault | None:
+        """The fault that a request with a body of so many bytes meets."""
         with self.lock:
             for fault in self.faults:
-                if fault.where not in what or not fault.times:
+                if fault.where not in what or not fault.times or (fault.below and length >= fault.below):
                     continue
                 if fault.skip:
                     fault.skip -= 1
@@ -116,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server.hub
         seen = Seen(f"{self.command} {self.path.split('?')[0]}", self.headers.get("Authorization"))
         hub.seen.append(seen)
-        fault = hub.fault(seen.what)
+        fault = hub.fault(seen.what, int(self.headers.get("Content-Length", 0)))
         with contextlib.suppress(ConnectionError):
             if not self._read(seen, fault):
                 self._reset()
