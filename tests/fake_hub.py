@@ -66,6 +66,8 @@ class FakeHub:
         self.faults: list[Fault] = []
         self.seen: list[Seen] = []
         self.lock = threading.Lock()
+        self.stored = threading.Event()
+        """Set once a piece of a large file has come whole."""
         self.server = _Server(("127.0.0.1", 0), _Handler)
         self.server.hub = self
         self.store = Store(f"http://127.0.0.1:{self.server.server_port}", part_size)
@@ -135,6 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if fault is not None:
                     return self._reset()
                 self._send(answer.status, json.dumps(answer.value).encode(), answer.headers)
+                if any(where in seen.what for where in _STORES):
+                    hub.stored.set()
 
     do_GET = do_POST = do_PUT = handle_request
 

@@ -183,12 +183,13 @@ def test_public_where_it_is_asked_for_and_new(tmp_path: Path, hub: FakeHub) -> N
 # -------------------------------------------------------------------- interrupted
 
 
-def large(tmp_path: Path, way: str) -> tuple[Path, list[Fault]]:
+def large(tmp_path: Path, way: str, hub: FakeHub) -> tuple[Path, list[Fault]]:
     """An export of two pieces, and what cuts the second off for good: of Git LFS a file is a piece, of xet 64 MB."""
     if way == "xet":
-        # By its size: on a busy machine the second piece may set out before the first.
-        cut = [Fault("PUT /storage/xorb/", below=32_000_000, after=1_000_000)]
-        cut.append(Fault("POST /cas/v1/xorbs/", after=1_000_000))
+        # The second piece is known by its size, and is cut off once the first is there: both are sent at the same time,
+        # and with one the client gives up the other.
+        how = {"after": 1_000_000, "held": hub.stored}
+        cut = [Fault("PUT /storage/xorb/", below=32_000_000, **how), Fault("POST /cas/v1/xorbs/", **how)]
         return export(tmp_path / "out", sizes=(70_000_000,)), cut
     run = export(tmp_path / "out", sizes=(900_000, 3_000_000))
     second = hashlib.sha256((run / "value" / "adapter_model.safetensors").read_bytes()).hexdigest()
@@ -203,7 +204,7 @@ def only_the_second_piece_is_sent(hub: FakeHub, way: str) -> bool:
 def test_a_push_that_broke_off_goes_on_with_what_is_missing(
     tmp_path: Path, hub: FakeHub, way: str, slept: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, hub.faults = large(tmp_path, way)
+    run, hub.faults = large(tmp_path, way, hub)
     before = contents(run)
     with pytest.raises(ExportError) as refused:
         push(run, NAME)
@@ -246,7 +247,7 @@ def start(hub: FakeHub, run: Path, way: str) -> subprocess.Popen[bytes]:
 
 
 def test_a_push_that_was_killed_goes_on_and_its_token_is_nowhere(tmp_path: Path, hub: FakeHub, way: str) -> None:
-    run, hub.faults = large(tmp_path, way)
+    run, hub.faults = large(tmp_path, way, hub)
     before = contents(run)
     hub.faults[0].held = threading.Event()
     killed = start(hub, run, way)
