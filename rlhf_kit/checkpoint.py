@@ -21,10 +21,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf_kit.errors import CheckpointError
 from rlhf_kit.files import sha256_of
+from rlhf_kit.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +122,19 @@ def read_manifest(run: Path) -> Manifest:
 def work_directory(run: Path) -> Path:
     """Where a stage works before `run` exists."""
     return run.with_name(f".{run.name}.partial")
+
+
+def recipe_of(manifest: Manifest, directory: Path) -> Recipe:
+    """The recipe of a finished stage.
+
+    Raises:
+        CheckpointError: another version has written it.
+    """
+    try:
+        return Recipe.model_validate(manifest.recipe)
+    except ValidationError as failure:
+        words = f"its recipe is not one of this version ({failure.error_count()} mistakes)"
+        raise CheckpointError(f"{directory / MANIFEST}: {words}") from failure
 
 
 def differences(before: Any, now: Any, prefix: str = "") -> list[str]:

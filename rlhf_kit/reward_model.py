@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_kit import rewards
-from rlhf_kit.checkpoint import MANIFEST, read_manifest
+from rlhf_kit.checkpoint import read_manifest, recipe_of
 from rlhf_kit.data import Encoder, beginning
 from rlhf_kit.errors import CheckpointError, DataError, RlhfKitError
-from rlhf_kit.models import Backbone, load_backbone
+from rlhf_kit.models import Backbone, load_backbone, to_device
 from rlhf_kit.models.heads import HEAD_FILE
 from rlhf_kit.parsing import parse
 from rlhf_kit.recipe import Recipe
@@ -71,16 +70,10 @@ class RewardModel:
         manifest = read_manifest(stage)
         if manifest.stage != rewards.REWARD:
             raise CheckpointError(f"{stage}: is a {manifest.stage} stage, which scores nothing; name a reward stage")
-        try:
-            recipe = Recipe.model_validate(manifest.recipe)
-        except ValidationError as failure:
-            raise CheckpointError(
-                f"{stage / MANIFEST}: its recipe is not one of this version ({failure.error_count()} mistakes)"
-            ) from failure
+        recipe = recipe_of(manifest, stage)
         backbone = load_backbone(recipe.reward_model)
         rewards.load(backbone, stage)
-        if recipe.reward_model.quantization is None:  # bitsandbytes has put a quantised one where it belongs
-            backbone.to(device or PartialState().device)
+        to_device(backbone, recipe.reward_model, device or PartialState().device)
         return cls(str(run), _Trained(backbone, recipe))
 
     @classmethod

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from accelerate import PartialState
 from peft.utils import CONFIG_NAME
-from pydantic import ValidationError
 
 from rlhf_kit.chat.speaking import Speaker
-from rlhf_kit.checkpoint import MANIFEST, checkpoints, read_manifest
+from rlhf_kit.checkpoint import MANIFEST, checkpoints, read_manifest, recipe_of
 from rlhf_kit.errors import CheckpointError
-from rlhf_kit.models import Backbone, load_backbone
-from rlhf_kit.recipe import Recipe
+from rlhf_kit.models import Backbone, load_backbone, to_device
 
 __all__ = ["BASE", "Cast"]
 
@@ -36,13 +34,8 @@ class Cast:
         self.stages = [name for name in TRAINED if (run / name / MANIFEST).is_file()]
         if not self.stages:
             raise CheckpointError(f"{run}: no finished sft or ppo stage in it; name the output_dir of a run")
-        last = run / self.stages[-1] / MANIFEST
-        try:
-            self.recipe = Recipe.model_validate(read_manifest(last.parent).recipe)
-        except ValidationError as failure:
-            raise CheckpointError(
-                f"{last}: its recipe is not one of this version ({failure.error_count()} mistakes)"
-            ) from failure
+        last = run / self.stages[-1]
+        self.recipe = recipe_of(read_manifest(last), last)
         self._backbone: Backbone | None = None
         self._roles: dict[Path, str] = {}
 
@@ -92,8 +85,7 @@ class Cast:
         """The base, loaded once."""
         if self._backbone is None:
             self._backbone = load_backbone(self.recipe.model)
-            if self.recipe.model.quantization is None:  # bitsandbytes has put a quantised one where it belongs
-                self._backbone.to(PartialState().device)
+            to_device(self._backbone, self.recipe.model, PartialState().device)
         return self._backbone
 
     def doubt(self, name: str) -> str | None:

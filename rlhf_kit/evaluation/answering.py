@@ -21,7 +21,7 @@ from rlhf_kit.batches import Sequences
 from rlhf_kit.checkpoint import read_json, write_json
 from rlhf_kit.data import Encoder, prompt_texts
 from rlhf_kit.evaluation.policies import Policy
-from rlhf_kit.models import Backbone, load_backbone
+from rlhf_kit.models import Backbone, load_backbone, to_device
 from rlhf_kit.recipe import ModelSection
 from rlhf_kit.records import Prompt
 from rlhf_kit.rewards import autocast
@@ -93,8 +93,7 @@ class Crew:
         names: dict[Path, str] = {}
         roles = {policy.name: _load(backbone, policy.adapter, names) for policy in self.policies}
         references = {p.name: _load(backbone, p.held_to, names) for p in self.policies if p.reference is not None}
-        if model.quantization is None:  # bitsandbytes has put a quantised one where it belongs
-            backbone.to(device)
+        to_device(backbone, model, device)
         return Loaded(backbone, roles, references)
 
 

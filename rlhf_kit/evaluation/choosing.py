@@ -15,7 +15,7 @@ from rlhf_kit.evaluation.evaluating import Wish
 from rlhf_kit.evaluation.judges.base import Judge
 from rlhf_kit.evaluation.judges.choose import judges_named
 from rlhf_kit.evaluation.judges.endpoint import EndpointSettings
-from rlhf_kit.evaluation.policies import PPO, SFT, named, recipe_of
+from rlhf_kit.evaluation.policies import PPO, SFT, last_recipe, named
 from rlhf_kit.evaluation.stage import own_judges
 from rlhf_kit.recipe import Recipe
 from rlhf_kit.sampling.drawing import Settings, settings_of
@@ -63,7 +63,7 @@ def wish_for(places: Sequence[str], options: Options) -> Wish:
     """
     policies = named(places, steps=options.steps)
     run = home(places)
-    recipe = recipe_of(run) if run is not None else None
+    recipe = last_recipe(run) if run is not None else None
     source = options.prompts or (recipe.data.prompts_heldout if recipe else None)
     if source is None:
         raise RlhfKitError(

@@ -7,13 +7,13 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from peft.utils import CONFIG_NAME
-from pydantic import ValidationError
 
-from rlhf_kit.checkpoint import MANIFEST, Manifest, checkpoints, read_manifest
+from rlhf_kit.checkpoint import MANIFEST, checkpoints, read_manifest, recipe_of
 from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.files import sha256_of
 from rlhf_kit.models.backbone import WEIGHTS_FILE
@@ -22,7 +22,7 @@ from rlhf_kit.models.sources import is_repository_name
 from rlhf_kit.recipe import ModelSection, Recipe
 from rlhf_kit.stages.ppo import origin_of
 
-__all__ = ["BASE", "PPO", "SFT", "Policy", "hash_of", "named", "of_run", "recipe_of"]
+__all__ = ["BASE", "PPO", "SFT", "Policy", "hash_of", "last_recipe", "named", "of_run"]
 
 BASE, SFT, PPO = "base", "sft", "ppo"
 LABELS = {BASE: "Base", SFT: "SFT", PPO: "PPO"}
@@ -56,13 +56,16 @@ class Policy:
     updates: int | None = None
     held_to: Path | None = None
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """A hash of everything that decides what it answers to a prompt. A Hub id stands for itself."""
+        """A hash of everything that decides what it answers to a prompt. A Hub id stands for itself.
+
+        Taken once: it is asked for with every chunk of prompts, and the base may be gigabytes in a directory.
+        """
         content = {"model": _content(self.model), "adapter": hash_of(self.adapter), "length": self.max_prompt_length}
         return _digest(content)
 
-    @property
+    @cached_property
     def reference(self) -> str | None:
         """A hash of what the KL is measured from; None for a policy that PPO has not trained."""
         return hash_of(self.held_to) or BASE if self.stage == PPO else None
@@ -179,7 +182,7 @@ def _at(place: str, label: str | None, known: Iterable[ModelSection], steps: Col
     stages = {stage: path / stage for stage in (SFT, PPO) if (path / stage / MANIFEST).is_file()}
     if stages:
         trained = {stage: read_manifest(directory) for stage, directory in stages.items()}
-        recipe = _recipe(list(trained.values())[-1], list(stages.values())[-1])
+        recipe = recipe_of(list(trained.values())[-1], list(stages.values())[-1])
         found = of_run(recipe, stages, path, steps=steps)
         last = next(policy for policy in reversed(found) if policy.step is None)
         return [_labelled(policy, label, last) for policy in found] if label else found
@@ -188,7 +191,7 @@ def _at(place: str, label: str | None, known: Iterable[ModelSection], steps: Col
         siblings = {manifest.stage: path}
         if manifest.stage == PPO and (path.parent / SFT / MANIFEST).is_file():
             siblings = {SFT: path.parent / SFT, PPO: path}
-        policy = of_run(_recipe(manifest, path), siblings, path.parent)[-1]
+        policy = of_run(recipe_of(manifest, path), siblings, path.parent)[-1]
         return [_labelled(policy, label, policy) if label else policy]
     if (path / CONFIG_NAME).is_file():
         name = label or path.name
@@ -228,7 +231,7 @@ def _with_names_of_their_own(groups: Sequence[Sequence[Policy]]) -> list[Policy]
     return found
 
 
-def recipe_of(run: Path) -> Recipe:
+def last_recipe(run: Path) -> Recipe:
     """That of the last stage of a run that is finished.
 
     Raises:
@@ -237,15 +240,7 @@ def recipe_of(run: Path) -> Recipe:
     stage = next((run / name for name in (PPO, SFT) if (run / name / MANIFEST).is_file()), None)
     if stage is None:
         raise CheckpointError(f"{run}: no finished {SFT} or {PPO} stage in it; name the output_dir of a run")
-    return _recipe(read_manifest(stage), stage)
-
-
-def _recipe(manifest: Manifest, directory: Path) -> Recipe:
-    try:
-        return Recipe.model_validate(manifest.recipe)
-    except ValidationError as failure:
-        words = f"its recipe is not one of this version ({failure.error_count()} mistakes)"
-        raise CheckpointError(f"{directory / MANIFEST}: {words}") from failure
+    return recipe_of(read_manifest(stage), stage)
 
 
 def _base_of(adapter: Path, known: Iterable[ModelSection]) -> ModelSection:

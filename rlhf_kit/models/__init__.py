@@ -2,7 +2,16 @@
 
 from rlhf_kit.models.backbone import Backbone
 from rlhf_kit.models.heads import ScalarHead
-from rlhf_kit.models.loading import load_backbone, load_base, load_tokenizer, lora_config
+from rlhf_kit.models.loading import load_backbone, load_base, load_tokenizer, lora_config, to_device
 from rlhf_kit.models.sources import resolve
 
-__all__ = ["Backbone", "ScalarHead", "load_backbone", "load_base", "load_tokenizer", "lora_config", "resolve"]
+__all__ = [
+    "Backbone",
+    "ScalarHead",
+    "load_backbone",
+    "load_base",
+    "load_tokenizer",
+    "lora_config",
+    "resolve",
+    "to_device",
+]

@@ -153,6 +153,12 @@ def load_backbone(model: ModelSection) -> Backbone:
     return Backbone(load_base(model), load_tokenizer(model), base_id(model))
 
 
+def to_device(backbone: Backbone, model: ModelSection, device: torch.device | str) -> None:
+    """Moves a backbone with all that it has been given; bitsandbytes has put a quantised one where it belongs."""
+    if model.quantization is None:
+        backbone.to(device)
+
+
 def base_id(model: ModelSection) -> str:
     """What adapters declare as `base_model_name_or_path`: the Hub id, never a path of this machine."""
     path = Path(model.name_or_path)

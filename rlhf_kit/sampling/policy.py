@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from pydantic import ValidationError
 
 from rlhf_kit import files
-from rlhf_kit.checkpoint import MANIFEST, read_manifest
+from rlhf_kit.checkpoint import MANIFEST, read_manifest, recipe_of
 from rlhf_kit.data import Encoder
 from rlhf_kit.errors import CheckpointError, DataError, Problem, RlhfKitError
-from rlhf_kit.models import Backbone, load_backbone
+from rlhf_kit.models import Backbone, load_backbone, to_device
 from rlhf_kit.recipe import Recipe
 from rlhf_kit.records import Prompt, Record, Text, prompt_name
 
@@ -60,11 +59,7 @@ def find_policy(run: Path, wanted: str | None = None) -> Policy:
         raise CheckpointError(f"{run}: has no finished {name} stage; there are {', '.join(there)}")
     source = stages[name] if name != BASE else list(stages.values())[-1]
     manifest = read_manifest(source)  # checks the weights too
-    try:
-        recipe = Recipe.model_validate(manifest.recipe)
-    except ValidationError as failure:
-        words = f"its recipe is not one of this version ({failure.error_count()} mistakes)"
-        raise CheckpointError(f"{source / MANIFEST}: {words}") from failure
+    recipe = recipe_of(manifest, source)
     return Policy(name, home, *((None, recipe, {}) if name == BASE else (source, recipe, manifest.files)))
 
 
@@ -95,8 +90,7 @@ def load_policy(policy: Policy) -> tuple[Backbone, Encoder]:
     backbone = load_backbone(model)
     if policy.directory is not None:
         backbone.load_adapter(policy.name, policy.directory)
-    if model.quantization is None:  # bitsandbytes has put a quantised one where it belongs
-        backbone.to(state.device)
+    to_device(backbone, model, state.device)
     return backbone, Encoder(backbone.tokenizer, max_prompt_length=policy.recipe.data.max_prompt_length)
 
 
