@@ -13,7 +13,7 @@ from rlhf_kit.evaluation.policies import BASE, Policy
 from rlhf_kit.evaluation.tasks import tasks_tax
 from rlhf_kit.evaluation.tax import Items, section, text_tax
 
-__all__ = ["Cost", "Ledger"]
+__all__ = ["Cost", "Tally"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Cost:
 
 
 @dataclass
-class Ledger:
+class Tally:
     """What has been measured so far, by policy.
 
     Attributes:

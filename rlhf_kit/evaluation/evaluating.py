@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from rlhf_kit.data import columns_of
 from rlhf_kit.evaluation.answering import Crew, Said, answer, crews
-from rlhf_kit.evaluation.cost import Cost, Ledger
+from rlhf_kit.evaluation.cost import Cost, Tally
 from rlhf_kit.evaluation.evaluated import Evaluated
 from rlhf_kit.evaluation.judges.base import Answer, Judge, Judgement, Question
 from rlhf_kit.evaluation.policies import Policy
@@ -65,8 +65,8 @@ def evaluate(wish: Wish, kept: Path) -> dict[str, Any]:
         ModelError, CheckpointError: a policy cannot be loaded.
         RlhfKitError: a judge cannot judge; what it has judged is kept.
     """
-    ledger = Ledger(wish.cost, kept / COST)
-    answers = answers_of(wish, kept, ledger.measure)
+    tally = Tally(wish.cost, kept / COST)
+    answers = answers_of(wish, kept, tally.measure)
     judgements = _judged(wish, answers, kept / VERDICTS)
     resamples, confidence, seed = wish.resamples, wish.confidence, wish.settings.seed
     return to_json(
@@ -79,7 +79,7 @@ def evaluate(wish: Wish, kept: Path) -> dict[str, Any]:
             wish.judges,
             judgements,
             Resamples.draw(len(wish.prompts), resamples=resamples, confidence=confidence, seed=seed),
-            ledger.section(wish.policies, resamples=resamples, confidence=confidence, seed=seed),
+            tally.section(wish.policies, resamples=resamples, confidence=confidence, seed=seed),
         )
     )
 
