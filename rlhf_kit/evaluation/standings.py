@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -73,16 +74,25 @@ def _rates(
 ) -> dict[str, Any]:
     rates = win_rates(matrix, resamples)
     found: dict[str, Any] = {name: {} for name in names}
-    for i, ours in enumerate(names):
-        for j, theirs in enumerate(names):
-            rate = rates[i][j]
-            if rate is None:
-                continue
-            prompts = int((~np.isnan(matrix[:, i, j])).sum())
-            controlled = length_controlled(verdicts, lengths, i, j, resamples)
-            level = None if controlled is None else controlled.as_dict()
-            found[ours][theirs] = {**rate.as_dict(), "prompts": prompts, "length_controlled": level}
+    for i, j in combinations(range(len(names)), 2):
+        rate = rates[i][j]
+        if rate is None:
+            continue
+        controlled = length_controlled(verdicts, lengths, i, j, resamples)
+        prompts = int((~np.isnan(matrix[:, i, j])).sum())
+        found[names[i]][names[j]] = _rate(rate, controlled, prompts)
+        found[names[j]][names[i]] = _rate(_turned(rate), controlled and _turned(controlled), prompts)
     return found
+
+
+def _rate(rate: Estimate, controlled: Estimate | None, prompts: int) -> dict[str, Any]:
+    level = None if controlled is None else controlled.as_dict()
+    return {**rate.as_dict(), "prompts": prompts, "length_controlled": level}
+
+
+def _turned(rate: Estimate) -> Estimate:
+    """The same as the other side sees it: what one wins the other loses."""
+    return Estimate(1 - rate.value, 1 - rate.high, 1 - rate.low)
 
 
 def _position(found: Position | None) -> dict[str, Any] | None:
