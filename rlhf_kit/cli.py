@@ -24,7 +24,7 @@ from rlhf_kit.cli_sample import add_sample
 from rlhf_kit.cli_score import add_score
 from rlhf_kit.cli_validate import add_validate
 from rlhf_kit.errors import RlhfKitError
-from rlhf_kit.process import line_for, prepare_torch, set_up_logging
+from rlhf_kit.process import launched_as_main, line_for, prepare_torch, set_up_logging
 
 __all__ = ["main"]
 
@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(line: str, code: int) -> int:
-    print(line, file=sys.stderr, flush=True)
+    place = "" if launched_as_main() else f"[process {os.environ['RANK']}] "
+    print(place + line, file=sys.stderr, flush=True)
     return code
 
 
@@ -150,7 +151,9 @@ def _train(arguments: argparse.Namespace) -> int:
     prepare_torch()
     from rlhf_kit.pipeline import run, run_step
 
-    print(run(recipe) if arguments.command == "run" else run_step(recipe, arguments.command))
+    out = run(recipe) if arguments.command == "run" else run_step(recipe, arguments.command)
+    if launched_as_main():
+        print(out)
     return 0
 
 

@@ -9,6 +9,7 @@ its data and of the weights it starts from, the model and the seed.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,6 +100,8 @@ def check(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def run(recipe: Recipe) -> Path:
     """Everything the recipe names, then `metrics.json` and `report.html`; returns the output directory.
 
+    Of several processes all train; what follows the training is done by the main one, when the others have returned.
+
     Raises:
         RlhfKitError: with all problems of all data files at once, before any step starts.
     """
@@ -108,9 +111,13 @@ def run(recipe: Recipe) -> Path:
             [Problem("recipe", "data", "names no data, so there is nothing to do; give at least data.demonstrations")]
         )
     records = load_data(recipe, steps)
-    for name in steps:
+    for name in (name for name in steps if name in STAGES):
         run_records(recipe, name, records)
     out = Path(recipe.output_dir)
+    if not _goes_on_alone():
+        return out
+    for name in (name for name in steps if name not in STAGES):
+        run_records(recipe, name, records)
     _collect_metrics(recipe, steps)
     from rlhf_kit.report import write_report
 
@@ -120,8 +127,19 @@ def run(recipe: Recipe) -> Path:
 
 def run_step(recipe: Recipe, name: str) -> Path:
     """One step; the steps before it are taken as they are on disk."""
-    run_records(recipe, name, load_data(recipe, [name]))
+    if name in STAGES or _goes_on_alone():
+        run_records(recipe, name, load_data(recipe, [name]))
     return Path(recipe.output_dir) / name
+
+
+def _goes_on_alone() -> bool:
+    """Whether this process does what follows the training: the main one of several, which is then alone."""
+    if "WORLD_SIZE" not in os.environ:
+        return True
+    from rlhf_kit import launch
+
+    launch.connect()
+    return launch.finish_alone()
 
 
 def load_data(recipe: Recipe, steps: list[str]) -> dict[str, list[Any]]:
@@ -146,10 +164,9 @@ def run_records(recipe: Recipe, name: str, records: dict[str, list[Any]], out: P
     if is_finished(run_directory, inputs):
         log.info("%s: finished with the same inputs, skipped", name)
         return
-    import torch
-    from accelerate import PartialState
+    from rlhf_kit import launch
 
-    state = PartialState(cpu=not torch.accelerator.is_available())  # without `cpu` each rank thinks that it is alone
+    state = launch.connect()
     with state.main_process_first():
         work = open_work(run_directory, inputs)
     log.info("%s: %s", name, "goes on from its last checkpoint" if any(work.glob("checkpoints/*")) else "starts")

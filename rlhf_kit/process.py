@@ -11,14 +11,20 @@ import sys
 import warnings
 from pathlib import Path
 
-__all__ = ["line_for", "memory_of_machine", "prepare_torch", "set_up_logging"]
+__all__ = ["launched_as_main", "line_for", "memory_of_machine", "prepare_torch", "set_up_logging"]
 
 
 def set_up_logging() -> None:
-    """Plain lines on stderr: what this package does, and only the warnings of the rest."""
+    """Plain lines on stderr: what this package does, and only the warnings of the rest. Of several processes the main
+    one says what all do."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
-    logging.getLogger("rlhf_kit").setLevel(logging.INFO)
+    logging.getLogger("rlhf_kit").setLevel(logging.INFO if launched_as_main() else logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns at each start of kernels not installed
+
+
+def launched_as_main() -> bool:
+    """Whether no launcher has started this process beside a main one; known before any are connected."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def prepare_torch(*, trains: bool = True) -> None:
@@ -72,7 +78,19 @@ def line_for(error: BaseException) -> str | None:
         return f"disk full{place}: nothing finished was lost; free space and run the same command again"
     if isinstance(error, PermissionError):
         return f"{error.filename or error}: permission denied; give yourself access to it, or choose another place"
+    if "WORLD_SIZE" in os.environ and any(sign in str(error) for sign in _LOST):
+        return "another process of this run has ended; what it said, or what the launcher says of it, is the cause"
     return None
+
+
+# What gloo and NCCL say where a process that they were talking to is gone.
+_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "remote process exited",
+)
 
 
 def _is_disk_full(error: BaseException | None) -> bool:

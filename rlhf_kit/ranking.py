@@ -66,6 +66,7 @@ def ranking_loss(
     label_smoothing: float = 0.0,
     centering: float = 0.0,
     weight: Tensor | None = None,
+    prompts: Tensor | float | None = None,
 ) -> Tensor:
     """InstructGPT's reward loss (arXiv 2203.02155, eq. 1), for any K in one batch.
 
@@ -85,6 +86,7 @@ def ranking_loss(
         centering: times the mean of (s_w + s_l)^2, averaged as the loss is, so that scores stay around 0
             (arXiv 2312.09244).
         weight: (N,) what the prompt of a response counts; 2 is as if it stood twice in the data.
+        prompts: how many prompts with a pair the mean is over, where these responses are a part of a larger batch.
 
     Returns:
         A scalar; 0 (with a gradient of 0) when no prompt of the batch has a pair.
@@ -102,7 +104,7 @@ def ranking_loss(
     if centering:
         losses = losses + centering * (scores[pairs.better] + scores[pairs.worse]) ** 2
     share = pairs.share if weight is None else pairs.share * weight[pairs.better]
-    return (losses * share).sum() / max(pairs.prompts, 1)
+    return (losses * share).sum() / max(pairs.prompts if prompts is None else prompts, 1)
 
 
 def _relative_gap(group: Tensor, rank: Tensor, pairs: Pairs) -> Tensor:
@@ -114,7 +116,13 @@ def _relative_gap(group: Tensor, rank: Tensor, pairs: Pairs) -> Tensor:
 
 
 def rating_loss(
-    scores: Tensor, target: Tensor, rated: Tensor, group: Tensor, *, weight: Tensor | None = None
+    scores: Tensor,
+    target: Tensor,
+    rated: Tensor,
+    group: Tensor,
+    *,
+    weight: Tensor | None = None,
+    prompts: Tensor | float | None = None,
 ) -> Tensor:
     """Regression on rated answers: the cross-entropy of sigmoid(score) to the rating.
 
@@ -128,6 +136,7 @@ def rating_loss(
         rated: (N,) bool.
         group: (N,) which prompt a response belongs to; any integers.
         weight: (N,) what the prompt of a response counts.
+        prompts: how many prompts with a rated response the mean is over, where these are a part of a larger batch.
 
     Returns:
         A scalar; 0 (with a gradient of 0) when nothing of the batch was rated.
@@ -138,5 +147,5 @@ def rating_loss(
     share = 1.0 / count[prompt].float()
     if weight is not None:
         share = share * weight[chosen]
-    loss: Tensor = (losses * share).sum() / max(count.numel(), 1)
+    loss: Tensor = (losses * share).sum() / max(count.numel() if prompts is None else prompts, 1)
     return loss

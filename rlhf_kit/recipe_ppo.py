@@ -38,8 +38,8 @@ class PpoSection(Section):
     batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="Answers sampled for one update; by default per_device_train_batch_size x "
-        "gradient_accumulation_steps.",
+        description="Answers sampled for one update, on all devices together; by default per_device_train_batch_size x "
+        "gradient_accumulation_steps x devices.",
     )
     num_mini_batches: int = Field(
         default=2,
@@ -47,7 +47,9 @@ class PpoSection(Section):
         description="Optimiser steps of one pass over an update's answers, where mini_batch_size is left out.",
     )
     mini_batch_size: int | None = Field(
-        default=None, ge=1, description="Answers in one optimiser step; by default batch_size / num_mini_batches."
+        default=None,
+        ge=1,
+        description="Answers in one optimiser step, on all devices; by default batch_size / num_mini_batches.",
     )
     num_ppo_epochs: int = Field(default=1, ge=1, description="How often an update goes through its answers.")
 
@@ -225,9 +227,9 @@ class Sizes:
     """How the answers of an update are divided; of a section, or of a `PPOConfig`, which has the same names.
 
     Attributes:
-        batch: answers of an update.
-        mini: answers of an optimiser step.
-        micro: answers of one forward pass.
+        batch: answers of an update, on all devices together.
+        mini: answers of an optimiser step, on all devices together.
+        micro: answers of one forward pass of a device.
     """
 
     batch: int
@@ -235,11 +237,15 @@ class Sizes:
     micro: int
 
     @classmethod
-    def of(cls, ppo: PpoSection) -> Sizes:
-        """Those of a recipe's section or of a config."""
-        batch = ppo.batch_size or ppo.per_device_train_batch_size * ppo.gradient_accumulation_steps
+    def of(cls, ppo: PpoSection, processes: int = 1) -> Sizes:
+        """Those of a recipe's section or of a config.
+
+        Args:
+            processes: that share an update; batch and mini-batch are of all of them together, a forward pass of one.
+        """
+        batch = ppo.batch_size or ppo.per_device_train_batch_size * ppo.gradient_accumulation_steps * processes
         mini = ppo.mini_batch_size or max(1, batch // ppo.num_mini_batches)
-        return cls(batch, mini, min(ppo.per_device_train_batch_size, mini))
+        return cls(batch, mini, min(ppo.per_device_train_batch_size, max(1, mini // processes)))
 
     def updates(self, ppo: PpoSection, prompts: int) -> int:
         """How many updates a run has: `total_episodes`, or the prompts `num_train_epochs` times, rounded up."""
@@ -248,14 +254,25 @@ class Sizes:
         return max(1, -(-episodes // self.batch))
 
 
-def mistakes(ppo: PpoSection) -> Iterator[tuple[str, str]]:
-    """What does not fit together, as (setting, reason)."""
-    sizes = Sizes.of(ppo)
+def mistakes(ppo: PpoSection, processes: int = 1) -> Iterator[tuple[str, str]]:
+    """What does not fit together, as (setting, reason).
+
+    Args:
+        processes: that share an update.
+    """
+    sizes = Sizes.of(ppo, processes)
+    for given, size in (("batch_size", sizes.batch), ("mini_batch_size", sizes.mini)):
+        if size % processes:
+            yield given, f"must divide among {processes} processes; {size} does not"
+            return
+    if ppo.ptx_coef and ppo.ptx_batch_size % processes:
+        yield "ptx_batch_size", f"must divide among {processes} processes; {ppo.ptx_batch_size} does not"
     if sizes.batch % sizes.mini:
         given = "num_mini_batches" if ppo.mini_batch_size is None else "mini_batch_size"
         yield given, f"must divide batch_size ({sizes.batch}); a mini-batch of {sizes.mini} does not"
-    if sizes.mini % sizes.micro:
-        words = f"must divide mini_batch_size ({sizes.mini}), {sizes.micro} does not"
+    if sizes.mini // processes % sizes.micro:
+        of_each = "" if processes == 1 else f" / {processes} processes"
+        words = f"must divide mini_batch_size ({sizes.mini}{of_each}), {sizes.micro} does not"
         yield "per_device_train_batch_size", words
     if sizes.batch % ppo.num_generations:
         yield "num_generations", f"must divide batch_size ({sizes.batch}), {ppo.num_generations} does not"

@@ -55,6 +55,7 @@ def sample(
     stop_token_ids: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     on_token: Callable[[int], None] | None = None,
+    in_step: Callable[[bool], bool] | None = None,
 ) -> list[list[int]]:
     """One response to each prompt under the active role, EOS included where the model gave it.
 
@@ -72,13 +73,16 @@ def sample(
         stop: texts that end a response.
         stop_token_ids: tokens that end a response; EOS where they are left out.
         on_token: called with the token of the first prompt as soon as it is drawn (for chat).
+        in_step: told after each token whether there is more to do here; says whether there is somewhere. As long as
+            that holds forward passes go on: processes that share the layers of one model must make the same ones.
     """
     tokens = (backbone.tokenizer.eos_token_id,) if stop_token_ids is None else tuple(stop_token_ids)
     ending = Ending(tokens, max_new_tokens, tuple(stop), min_new_tokens)
     was_training = backbone.training
     backbone.eval()
     try:
-        return _decode(backbone, prompts, ending, Drawing(temperature, top_k, top_p, generator), on_token)
+        drawing = Drawing(temperature, top_k, top_p, generator)
+        return _decode(backbone, prompts, ending, drawing, on_token, in_step or bool)
     finally:
         backbone.train(was_training)
 
@@ -140,6 +144,7 @@ def _decode(
     ending: Ending,
     drawing: Drawing,
     on_token: Callable[[int], None] | None,
+    in_step: Callable[[bool], bool],
 ) -> list[list[int]]:
     tokenizer, device = backbone.tokenizer, backbone.device
     distinct = list(dict.fromkeys(map(tuple, prompts)))
@@ -149,7 +154,8 @@ def _decode(
     cache = DynamicCache(config=backbone.config)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     alive = torch.arange(len(prompts), device=device)
-    responses: list[list[int]] = [[] for _ in prompts]
+    nobody = len(prompts)  # whose row goes on where only other processes have something to do
+    responses: list[list[int]] = [[] for _ in range(nobody + 1)]
     for step in range(ending.most):
         hidden = backbone.decoder(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
@@ -167,15 +173,17 @@ def _decode(
             on_token(int(token[0]))
         done = [step + 1 >= ending.least and ending.ended(responses[row], tokenizer) for row in alive.tolist()]
         going_on = torch.tensor([i for i, over in enumerate(done) if not over], dtype=torch.long, device=device)
-        if going_on.numel() == 0 or step + 1 == ending.most:
+        if step + 1 == ending.most or not in_step(going_on.numel() > 0):
             break
+        if going_on.numel() == 0:
+            going_on, alive = going_on.new_zeros(1), torch.full_like(alive, nobody)
         if going_on.numel() < token.numel():
             cache.batch_select_indices(going_on)
             token, mask, positions, alive = token[going_on], mask[going_on], positions[going_on], alive[going_on]
         ids = token[:, None]
         mask = torch.cat([mask, mask.new_ones(mask.size(0), 1)], dim=1)
         positions = positions[:, -1:] + 1
-    return responses
+    return responses[:nobody]
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

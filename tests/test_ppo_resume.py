@@ -446,7 +446,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_is_used(
         assert checkpoints.last_whole(tmp_path) == tmp_path / "checkpoint-2"
     assert caplog.messages == [f"ppo: {tmp_path / 'checkpoint-3'} is damaged; checkpoint-2 is used instead"]
     with pytest.raises(CheckpointError, match="checkpoint-3: missing, damaged or incomplete"):
-        checkpoints.refuse_damaged(tmp_path / "checkpoint-3")
+        checkpoints.start_of(tmp_path, tmp_path / "checkpoint-3")
 
 
 def test_a_run_goes_on_from_the_one_before_a_damaged_checkpoint(

@@ -241,8 +241,8 @@ def test_scores_that_become_nan_stop_the_run_with_the_batch_named(
     rankings = files.load(str(recipe.data.rankings), "ranking")
     original = RewardTrainer._axis_loss
 
-    def poisoned(self: RewardTrainer, scores: torch.Tensor, batch: Any, axis: int) -> torch.Tensor:
-        return original(self, scores * (float("nan") if self.state.global_step == 3 else 1.0), batch, axis)
+    def poisoned(self: RewardTrainer, scores: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return original(self, scores * (float("nan") if self.state.global_step == 3 else 1.0), *rest)
 
     monkeypatch.setattr(RewardTrainer, "_axis_loss", poisoned)
     with pytest.raises(RlhfKitError, match=r"reward: the loss of step 4 is nan, in the batch of '") as failure:

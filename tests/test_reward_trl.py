@@ -52,7 +52,7 @@ def test_the_loss_is_trls(tmp_path: Path, centering: float, margin: bool, packed
         train_dataset=items,
         section=section,
     )
-    found = ours.compute_loss(backbone, RankedCollator(backbone.tokenizer.pad_token_id, packed=packed)(items))
+    found = ours.compute_loss(ours.model, RankedCollator(backbone.tokenizer.pad_token_id, packed=packed)(items))
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_directory())
     theirs = AutoModelForSequenceClassification.from_pretrained(tiny_directory(), num_labels=1, dtype=torch.float32)

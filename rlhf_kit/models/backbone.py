@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_kit import launch
 from rlhf_kit.errors import CheckpointError, ModelError
 from rlhf_kit.models.heads import ScalarHead
 from rlhf_kit.models.lora_linear import fuse
@@ -136,15 +137,17 @@ class Backbone(nn.Module):
 
     def save_adapter(self, name: str, directory: Path) -> None:
         """Writes an adapter in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`, at the top of
-        `directory`."""
+        `directory`. Of several processes all must call this; the main one writes."""
+        with launch.whole(self._parameters_of[name]):
+            state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
+            state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        if not launch.is_main():
+            return
         directory.mkdir(parents=True, exist_ok=True)
         config = LoraConfig(**{**self.peft.peft_config[name].to_dict(), "inference_mode": True})
         config.base_model_name_or_path = self.base_id
         config.save_pretrained(str(directory))
-        state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in state.items()}, directory / WEIGHTS_FILE, {"format": "pt"}
-        )
+        save_file(state, directory / WEIGHTS_FILE, {"format": "pt"})
 
     def weight_adapters(
         self, name: str, adapters: list[str], weights: Sequence[float], method: str, *, density: float | None = None
@@ -354,14 +357,16 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies, float32 (B, R), of `tokens` (B, R) from the states (B, R, H) that predict
         them; the entropies carry a gradient where `entropy_gradient` is set."""
-        flat_log_probs, flat_entropy = token_log_probs(
-            hidden.reshape(-1, hidden.size(-1)),
-            self.base.get_output_embeddings().weight,
-            tokens.reshape(-1),
-            temperature=temperature,
-            softcap=getattr(self.config.get_text_config(), "final_logit_softcapping", None),
-            entropy_gradient=entropy_gradient,
-        )
+        weight = self.base.get_output_embeddings().weight
+        with launch.whole([weight]):  # no backward pass reads it: the gradients are made in here
+            flat_log_probs, flat_entropy = token_log_probs(
+                hidden.reshape(-1, hidden.size(-1)),
+                weight,
+                tokens.reshape(-1),
+                temperature=temperature,
+                softcap=getattr(self.config.get_text_config(), "final_logit_softcapping", None),
+                entropy_gradient=entropy_gradient,
+            )
         return flat_log_probs.view(tokens.shape), flat_entropy.view(tokens.shape)
 
     def next_token_logits(self, hidden: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rlhf_kit import launch
 from rlhf_kit.data import WHOLE
 from rlhf_kit.errors import CheckpointError
 
@@ -106,9 +107,12 @@ class ScalarHead(nn.Module):
         return weight, float((self.combine @ self.linear.bias - self.mean) / self.std)
 
     def save(self, directory: Path) -> None:
-        """Writes `head.safetensors`."""
-        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        save_file(state, directory / HEAD_FILE, {"axes": json.dumps(self.axes)})
+        """Writes `head.safetensors`. Of several processes all must call this; the main one writes."""
+        with launch.whole(self.parameters()):
+            state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        if launch.is_main():
+            directory.mkdir(parents=True, exist_ok=True)
+            save_file(state, directory / HEAD_FILE, {"axes": json.dumps(self.axes)})
 
     @classmethod
     def load(cls, directory: Path, hidden_size: int) -> ScalarHead:

@@ -48,6 +48,17 @@ class Answers:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def select(self, places: Tensor) -> Answers:
+        """The answers at some places (a 1-D index tensor), still padded as the whole is."""
+        chosen = places.tolist()
+        return Answers(
+            [self.rows[place] for place in chosen],
+            self.sequences.select(places),
+            [self.completion_ids[place] for place in chosen],
+            [self.texts[place] for place in chosen],
+            self.ended[places],
+        )
+
     @property
     def completions(self) -> list[Any]:
         """As TRL hands them to reward functions: a text for a text, one assistant turn for a conversation."""

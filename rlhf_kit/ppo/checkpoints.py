@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlhf_kit import launch
 from rlhf_kit.checkpoint import by_step, is_whole, read_json, seal, write_json
 from rlhf_kit.errors import CheckpointError
 from rlhf_kit.process import line_for
@@ -31,24 +32,23 @@ _OLDER = "older"
 
 @contextlib.contextmanager
 def staged(folder: Path, name: str) -> Iterator[Path]:
-    """A directory to write the checkpoint `name` into; it becomes `folder/name` by one rename once it is whole.
+    """A directory to write the checkpoint `name` into; it becomes `folder/name` by one rename once it is whole. Of
+    several processes all write into it, and the main one does the rest.
 
     Raises:
         CheckpointError: it could not be written; nothing is left of it, and what was there before still is.
     """
     staging = folder / _STAGING
     try:
-        tidy(folder)
-        staging.mkdir(parents=True)
+        if launch.is_main():
+            tidy(folder)
+            staging.mkdir(parents=True)
+        launch.wait()
         yield staging
-        seal(staging / name)
-        for path in (staging / name, *(path for path in (staging / name).rglob("*") if path.is_dir())):
-            _flush(path)
-        if (folder / name).exists():  # of the same update
-            (staging / _OLDER).mkdir()
-            (folder / name).rename(staging / _OLDER / name)
-        (staging / name).rename(folder / name)
-        _flush(folder)
+        launch.wait()
+        if launch.is_main():
+            _give_name(staging, folder, name)
+        launch.wait()
     except Exception as failure:
         # The tokenizer's library raises a plain Exception, torch a RuntimeError, where the disk is full.
         line = line_for(failure)
@@ -60,7 +60,19 @@ def staged(folder: Path, name: str) -> Iterator[Path]:
             "the same command goes on from the last one"
         ) from failure
     finally:
-        tidy(folder)
+        if launch.is_main():
+            tidy(folder)
+
+
+def _give_name(staging: Path, folder: Path, name: str) -> None:
+    seal(staging / name)
+    for path in (staging / name, *(path for path in (staging / name).rglob("*") if path.is_dir())):
+        _flush(path)
+    if (folder / name).exists():  # of the same update
+        (staging / _OLDER).mkdir()
+        (folder / name).rename(staging / _OLDER / name)
+    (staging / name).rename(folder / name)
+    _flush(folder)
 
 
 def tidy(folder: Path) -> None:
@@ -90,6 +102,8 @@ def keep_last(folder: Path, limit: int | None, newest: Path, best: str | None = 
             or damaged, and go first.
         best: one that is kept in any case, as transformers does.
     """
+    if not launch.is_main():
+        return
     paths = by_step(folder)
     after = paths.index(newest) + 1
     order = paths[after:] + paths[:after]
@@ -104,14 +118,24 @@ def keep_last(folder: Path, limit: int | None, newest: Path, best: str | None = 
     tidy(folder)
 
 
-def refuse_damaged(directory: Path) -> None:
-    """Stops a run that was told to go on from a checkpoint that is not whole.
+def start_of(folder: Path, wished: str | Path | bool | None) -> str | None:
+    """The checkpoint that training goes on from, the same on all processes; None begins anew.
+
+    Args:
+        folder: where the run keeps its checkpoints; what a killed save has left in it goes.
+        wished: True is the newest whole one, if there is one.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: one was named that is not whole.
     """
-    if not is_whole(directory, sealed=True):
-        raise CheckpointError(f"{directory}: missing, damaged or incomplete; go on from the one before it")
+    found: str | Path | None = None
+    if launch.is_main():
+        tidy(folder)
+        found = last_whole(folder) if wished is True else wished or None
+        if found is not None and wished is not True and not is_whole(Path(found), sealed=True):
+            raise CheckpointError(f"{found}: missing, damaged or incomplete; go on from the one before it")
+    found = launch.agreed(found)
+    return None if found is None else str(found)
 
 
 def last_whole(folder: Path) -> Path | None:
@@ -130,7 +154,9 @@ def last_whole(folder: Path) -> Path | None:
 
 def write_state(directory: Path, state: dict[str, Any], average: list[Tensor] | None = None) -> None:
     """What the Trainer does not know of: the KL coefficient, running moments, what is still to be logged, and the
-    moving average in float32, whatever the weights are in."""
+    moving average in float32, whatever the weights are in. Of several processes the main one writes."""
+    if not launch.is_main():
+        return
     write_json(directory / STATE, state)
     if average is not None:
         save_file({str(n): tensor.cpu().contiguous() for n, tensor in enumerate(average)}, directory / AVERAGE)

@@ -55,8 +55,10 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
         model_adapter_name: as in TRL: the adapter of a `PeftModel` that is trained.
         ref_adapter_name: as in TRL: the adapter of it that is the reference.
         dataset_num_proc, num_total_batches, micro_batch_size, local_batch_size, local_mini_batch_size, sft_model_path,
-            reward_model_path, ds3_gather_for_generation: of TRL's, so that its scripts run: the paths are read by
-            scripts only, the others have no effect here.
+            reward_model_path: of TRL's, so that its scripts run: the paths are read by scripts only, the others have no
+            effect here.
+        ds3_gather_for_generation: as in TRL: under ZeRO-3 every process has the whole model while it samples; else
+            layer by layer, token by token, in step with the others.
 
     Raises:
         DataError: settings that a recipe would refuse, or sizes that do not divide each other, all of them.
@@ -81,7 +83,9 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
     local_mini_batch_size: int | None = field(default=None, metadata={"help": "No effect."})
     sft_model_path: str | None = field(default=None, metadata={"help": "For scripts to read."})
     reward_model_path: str | None = field(default=None, metadata={"help": "For scripts to read."})
-    ds3_gather_for_generation: bool = field(default=True, metadata={"help": "No effect."})
+    ds3_gather_for_generation: bool = field(
+        default=True, metadata={"help": "Under ZeRO-3 every process has the whole model while it samples."}
+    )
 
     def __post_init__(self) -> None:
         if self.eval_steps is not None and self.eval_strategy == "no":
@@ -94,7 +98,7 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
         super().__post_init__()
         if by_default:  # transformers takes logging_steps; here it is num_sample_generations that says how often
             self.eval_steps = None
-        found = list(_out_of_bounds(self)) or list(mistakes(self))
+        found = list(_out_of_bounds(self)) or list(mistakes(self, self.world_size))
         if found:
             raise DataError([Problem("PPOConfig", name, reason) for name, reason in found])
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from rlhf_kit import rl
+from rlhf_kit import launch, rl
 from rlhf_kit.batches import Episodes, Sequences
 from rlhf_kit.ppo.answers import Answers
 from rlhf_kit.ppo.config import PPOConfig
@@ -46,8 +47,9 @@ class Experience:
 
     def __init__(self, roles: Roles, config: PPOConfig, rewards: Rewards, *, bf16: bool = False) -> None:
         self.roles, self.config, self.rewards = roles, config, rewards
-        self.sizes = Sizes.of(config)
+        self.sizes = Sizes.of(config, launch.processes())
         self.bf16 = bf16
+        self.layer_by_layer = is_deepspeed_zero3_enabled() and not config.ds3_gather_for_generation
         self.tokenizer = roles.policy.backbone.tokenizer
         eos = (self.tokenizer.eos_token_id,) if config.stop_token == "eos" else ()
         tokens = eos if config.stop_token_id is None else (config.stop_token_id,)
@@ -65,12 +67,16 @@ class Experience:
         return autocast(role.backbone)
 
     def sample(self, rows: Sequence[PromptRow], generator: torch.Generator, role: Role | None = None) -> Answers:
-        """One answer of the policy, or of another role, to each prompt."""
+        """One answer of the policy, or of another role, to each prompt; of several processes each samples its share.
+
+        Args:
+            generator: of this process.
+        """
         role, config, ending = role or self.roles.policy, self.config, self.ending
         with role.playing(), self.precision(role):
             responses = sample_in_batches(
                 role.backbone,
-                [row.ids for row in rows],
+                [row.ids for row in rows[launch.share(len(rows))]],
                 batch_size=config.local_rollout_forward_batch_size,
                 max_new_tokens=ending.most,
                 min_new_tokens=ending.least,
@@ -80,7 +86,9 @@ class Experience:
                 stop=ending.texts,
                 stop_token_ids=ending.tokens,
                 generator=generator,
+                in_step=launch.any_of if self.layer_by_layer else None,
             )
+        responses = launch.gathered(responses)
         pad = role.backbone.padding_id
         sequences = Sequences.collate([row.ids for row in rows], responses, pad).to(self.device)
         ended = torch.tensor([ending.ended(response, self.tokenizer) for response in responses])
@@ -99,7 +107,8 @@ class Experience:
         answers = self.sample(rows, generator)
         sampled = time.perf_counter()
         judged = self.judge(answers.sequences)
-        scored = self.rewards(answers)
+        raw = self.raw(answers)
+        scored = Scored(self.rewards.total(raw), raw)
         episodes, figures = self._episodes(answers, judged, scored, kl_coef)
         ended = time.perf_counter()
         figures |= {"seconds_generate": sampled - started, "seconds_score": ended - sampled}
@@ -108,13 +117,19 @@ class Experience:
     @torch.no_grad()
     def judge(self, sequences: Sequences) -> Judged:
         """What the roles say, in the shapes that training uses: each part is padded as the whole is, and has as many
-        rows as a micro-batch, so that the first ratio is exactly 1."""
+        rows as a micro-batch, so that the first ratio is exactly 1. Of several processes each asks for its share."""
         self.roles.eval()
+        count = len(sequences.input_ids)
         parts = [
             self._judge(sequences.select(rows))
-            for rows in torch.arange(len(sequences.input_ids)).split(self.sizes.micro)
+            for rows in torch.arange(count)[launch.share(count)].split(self.sizes.micro)
         ]
-        return Judged(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return Judged(*(launch.gathered_rows(torch.cat(column)) for column in zip(*parts, strict=True)))
+
+    def raw(self, answers: Answers) -> dict[str, Tensor]:
+        """(B,) float32 on the CPU: what each source says; of several processes each asks for its share."""
+        said = self.rewards.raw(answers.select(torch.arange(len(answers))[launch.share(len(answers))]))
+        return {name: launch.gathered_rows(scores.to(self.device)).cpu() for name, scores in said.items()}
 
     def _judge(self, part: Sequences) -> tuple[Tensor, ...]:
         roles = self.roles

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from rlhf_kit import rl
+from rlhf_kit import launch, rl
 from rlhf_kit.measures import win_rate
 from rlhf_kit.ppo.answers import Answers
 from rlhf_kit.ppo.experience import Experience
@@ -97,8 +97,13 @@ class HeldOutEvaluation:
     def _answered(self, *, reference: bool = False) -> HeldOut:
         experience = self.experience
         role = experience.roles.reference if reference else experience.roles.policy
-        answers = experience.sample(self.rows, torch.Generator().manual_seed(self.seed), role)
-        return HeldOut(answers, experience.rewards.raw(answers))
+        # Of several processes each has as many as the others: the last ones are asked again, and not counted.
+        count, processes = len(self.rows), launch.processes()
+        rows = [self.rows[min(place, count - 1)] for place in range(-(-count // processes) * processes)]
+        generator = torch.Generator().manual_seed(self.seed + launch.rank())
+        answers = experience.sample(rows, generator, role)
+        raw = {name: scores[:count] for name, scores in experience.raw(answers).items()}
+        return HeldOut(answers.select(torch.arange(count)), raw)
 
     def _kl(self, answers: Answers) -> float:
         """Nats a response from the reference, the mean over the answers."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from rlhf_kit import rl
+from rlhf_kit import launch, rl
 from rlhf_kit.batches import Episodes
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.ppo.config import PPOConfig
 from rlhf_kit.ppo.experience import Experience, Figures
-from rlhf_kit.ppo.ptx import PretrainingText
-from rlhf_kit.ppo.roles import Roles
+from rlhf_kit.ppo.ptx import PretrainingText, TextBatch
+from rlhf_kit.ppo.roles import Role, Roles
 
-Backward = Callable[[Tensor], None]
+Loss = Callable[[], tuple[Tensor, dict[str, Tensor]]]
+"""Computes the loss of one role, and its figures."""
+Backward = Callable[[Loss, bool], dict[str, Tensor]]
+"""Adds the gradients of a loss; the flag says whether it is the last one before an optimiser step."""
 
 
 class Learner:
@@ -23,7 +27,7 @@ class Learner:
 
     Args:
         experience: of the run; it says how log-probabilities are computed.
-        backward: of the accelerator.
+        backward: forward and backward pass of the trainer's engine.
         text: pretraining text for PPO-ptx.
     """
 
@@ -39,41 +43,66 @@ class Learner:
         """Gradients of a mini-batch, in micro-batches; the figures are means over its tokens.
 
         Losses are sums over real tokens divided by the real tokens of the whole mini-batch, so that micro-batches of
-        any size add up to it.
+        any size, on any number of processes, add up to it.
 
         Args:
+            episodes: of all processes; each learns from its share.
             number: of the mini-batch in the run; it says which pretraining text comes with it.
             critic_only: the value model alone learns.
 
         Raises:
             RlhfKitError: a loss that is not finite.
         """
-        tokens = int(episodes.sequences.response_mask.sum())
-        figures: dict[str, float] = {}
-        for rows in torch.arange(len(episodes)).split(self.experience.sizes.micro):
-            for name, value in self._micro(episodes.select(rows), 1.0 / tokens, critic_only).items():
-                figures[name] = figures.get(name, 0.0) + float(value)
+        share = 1.0 / int(episodes.sequences.response_mask.sum())
+        mine = torch.arange(len(episodes))[launch.share(len(episodes))]
+        losses = [
+            loss
+            for rows in mine.split(self.experience.sizes.micro)
+            for loss in self._losses(episodes.select(rows), share, critic_only)
+        ]
         if self.text is not None and not critic_only:
-            figures["ptx_loss"] = self._pretraining(number)
-        return figures
+            losses += self._pretraining(number)
+        figures: dict[str, float] = {}
+        for place, (role, loss) in enumerate(losses):
+            with role.playing():
+                found = self.backward(partial(self._in_its_precision, role, loss), place == len(losses) - 1)
+            for name, value in found.items():
+                figures[name] = figures.get(name, 0.0) + float(value)
+        return launch.summed(figures)
 
-    def _micro(self, episodes: Episodes, share: float, critic_only: bool) -> dict[str, Tensor]:
-        roles, part = self.roles, episodes.sequences
-        if critic_only and not roles.shared:
-            return self._value_step(episodes, share)
-        with roles.policy.playing():
-            with self.experience.precision(roles.policy):
-                states = roles.policy.states(part)
-                if critic_only:  # a shared trunk is the policy's, and stays as it is
-                    loss, found = self._value_loss(roles.head(states.detach()), episodes, share)
-                else:
-                    loss, found = self._policy_loss(states, episodes, share)
-                    if roles.shared:
-                        value_loss, of_value = self._value_loss(roles.head(states), episodes, share)
-                        loss, found = loss + value_loss, found | of_value
-            self._check(loss)
-            self.backward(loss)
-        return found if roles.shared else found | self._value_step(episodes, share)
+    def _in_its_precision(self, role: Role, loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.experience.precision(role):
+            total, found = loss()
+        if not torch.isfinite(total):
+            raise RlhfKitError(
+                f"ppo: a loss is {total.item()}; lower ppo.learning_rate or raise ppo.kl_coef. What was saved before "
+                "is kept, and the same command goes on from it"
+            )
+        return total, found
+
+    def _losses(self, episodes: Episodes, share: float, critic_only: bool) -> list[tuple[Role, Loss]]:
+        """Those of a micro-batch: one a role, each for a backward pass of its own."""
+        roles = self.roles
+        policy = (roles.policy, partial(self._of_policy, episodes, share, critic_only))
+        if roles.shared:
+            return [policy]
+        value = (roles.value, partial(self._of_value, episodes, share))
+        return [value] if critic_only else [policy, value]
+
+    def _of_policy(self, episodes: Episodes, share: float, critic_only: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        roles = self.roles
+        states = roles.policy.states(episodes.sequences)
+        if critic_only:  # a shared trunk is the policy's, and stays as it is
+            return self._value_loss(roles.head(states.detach()), episodes, share)
+        loss, found = self._policy_loss(states, episodes, share)
+        if roles.shared:
+            value_loss, of_value = self._value_loss(roles.head(states), episodes, share)
+            loss, found = loss + value_loss, found | of_value
+        return loss, found
+
+    def _of_value(self, episodes: Episodes, share: float) -> tuple[Tensor, dict[str, Tensor]]:
+        values = self.roles.head(self.roles.value.states(episodes.sequences))
+        return self._value_loss(values, episodes, share)
 
     def _policy_loss(self, states: Tensor, episodes: Episodes, share: float) -> tuple[Tensor, dict[str, Tensor]]:
         config, mask = self.config, episodes.sequences.response_mask
@@ -99,16 +128,6 @@ class Learner:
             loss = loss - config.entropy_coef * torch.where(mask, entropy, 0.0).sum() * share
         return loss, found
 
-    def _value_step(self, episodes: Episodes, share: float) -> dict[str, Tensor]:
-        role = self.roles.value
-        with role.playing():
-            with self.experience.precision(role):
-                values = self.roles.head(role.states(episodes.sequences))
-                loss, found = self._value_loss(values, episodes, share)
-            self._check(loss)
-            self.backward(loss)
-        return found
-
     def _value_loss(self, values: Tensor, episodes: Episodes, share: float) -> tuple[Tensor, dict[str, Tensor]]:
         per_token, clipped = rl.value_loss(
             values,
@@ -120,22 +139,12 @@ class Learner:
         loss = self.config.vf_coef * per_token.sum() * share
         return loss, {"value_loss": loss.detach(), "value_clip_fraction": clipped.sum() * share}
 
-    def _pretraining(self, number: int) -> float:
+    def _pretraining(self, number: int) -> list[tuple[Role, Loss]]:
         """gamma times the mean loss a token of the text that comes with a mini-batch (arXiv 2203.02155, eq. 2)."""
         assert self.text is not None
-        role, total = self.roles.policy, 0.0
-        for batch, share in self.text.batches(number, self.experience.sizes.micro):
-            with role.playing():
-                with self.experience.precision(role):
-                    loss = self.text.loss(role.backbone, batch.to(self.experience.device)) * share
-                self._check(loss)
-                self.backward(self.config.ptx_coef * loss)
-            total += float(loss.detach())
-        return total
+        batches = self.text.batches(number, self.experience.sizes.micro)
+        return [(self.roles.policy, partial(self._of_text, batch, share)) for batch, share in batches]
 
-    def _check(self, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
-            raise RlhfKitError(
-                f"ppo: a loss is {loss.item()}; lower ppo.learning_rate or raise ppo.kl_coef. What was saved before is "
-                "kept, and the same command goes on from it"
-            )
+    def _of_text(self, batch: TextBatch, share: float) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = PretrainingText.loss(self.roles.policy.backbone, batch.to(self.experience.device)) * share
+        return self.config.ptx_coef * loss, {"ptx_loss": loss.detach()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_kit import launch
 from rlhf_kit.batches import expect
 from rlhf_kit.errors import DataError, Problem
 from rlhf_kit.models import Backbone
@@ -74,10 +75,11 @@ class PretrainingText:
 
     def batches(self, number: int, micro: int) -> Iterator[tuple[TextBatch, float]]:
         """The texts of a mini-batch in parts of at most `micro`, each with the inverse of the number of learned tokens
-        of all; depends on the number alone."""
+        of all; depends on the number alone. Of several processes each has its share of the texts."""
         chosen = [self.items[place] for place in self._places(number)]
         chosen.sort(key=lambda item: len(item["input_ids"]))
         share = 1.0 / sum(map(_learned, chosen))
+        chosen = chosen[launch.rank() :: launch.processes()]  # one in so many, so that all have as much to do
         for start in range(0, len(chosen), micro):
             yield collate(chosen[start : start + micro], self.pad), share
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerState
 
+from rlhf_kit import launch
 from rlhf_kit.controllers import RunningMoments, batch_moments, normalised
 from rlhf_kit.errors import DataError, Problem, RlhfKitError
 from rlhf_kit.ppo.answers import Answers
@@ -46,17 +48,12 @@ class Rewards:
         self.moments = {source.name: RunningMoments() for source in sources}
         self.total_moments = RunningMoments()
 
-    def __call__(self, answers: Answers) -> Scored:
-        """The score of each answer.
+    def raw(self, answers: Answers) -> dict[str, Tensor]:
+        """What each source says, (B,) float32 on the CPU, by name.
 
         Raises:
             RlhfKitError: a source fails, or says something that is not finite; the sample is named.
         """
-        raw = self.raw(answers)
-        return Scored(self.total(raw), raw)
-
-    def raw(self, answers: Answers) -> dict[str, Tensor]:
-        """What each source says, (B,) float32 on the CPU, by name; raises as `__call__` does."""
         found = {}
         for source in self.sources:
             said = source(answers).float().cpu()
@@ -95,13 +92,14 @@ class Rewards:
                 source.state = state
 
     def logged(self) -> dict[str, float]:
-        """What functions have logged since this was last called."""
-        found = {}
-        for source in self.sources:
-            if isinstance(source, FunctionReward):
-                found |= {name: sum(values) / len(values) for name, values in source.metrics.items()}
-                source.metrics.clear()
-        return found
+        """What functions have logged since this was last called, on all processes."""
+        said = defaultdict[str, list[float]](list)
+        for source in (source for source in self.sources if isinstance(source, FunctionReward)):
+            for metrics in launch.gathered([dict(source.metrics)]):
+                for name, values in metrics.items():
+                    said[name] += values
+            source.metrics.clear()
+        return {name: sum(values) / len(values) for name, values in said.items()}
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

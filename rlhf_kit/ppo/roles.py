@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
+from rlhf_kit import launch
 from rlhf_kit.batches import Sequences
 from rlhf_kit.errors import CheckpointError
 from rlhf_kit.models import Backbone, ScalarHead
@@ -51,12 +53,14 @@ class Role:
         return [parameter for parameter in self.backbone.base.parameters() if parameter.requires_grad]
 
     def save(self, directory: Path) -> None:
-        """An adapter in PEFT's layout, or a whole model; the head beside it."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """An adapter in PEFT's layout, or a whole model; the head beside it. Of several processes the main one
+        writes."""
         if self.adapter is not None:
             self.backbone.save_adapter(self.adapter, directory)
         else:
-            self.backbone.base.save_pretrained(directory, max_shard_size="1TB")
+            with launch.whole(self.backbone.base.parameters()):
+                if launch.is_main():
+                    self.backbone.base.save_pretrained(directory, max_shard_size="1TB")
         if self.head is not None:
             self.head.save(directory)
 
@@ -117,7 +121,6 @@ class Roles(nn.Module):
         """The policy at the top of a directory, the value model below it."""
         self.policy.save(directory)
         if self.shared:
-            (directory / VALUE_DIRECTORY).mkdir(parents=True, exist_ok=True)
             self.head.save(directory / VALUE_DIRECTORY)
         else:
             self.value.save(directory / VALUE_DIRECTORY)
@@ -131,9 +134,10 @@ class Roles(nn.Module):
         else:
             self.value.reload(directory / VALUE_DIRECTORY)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Not to be called: a role must enclose the backward pass, so the trainer calls the roles themselves."""
-        raise NotImplementedError("Roles are called one by one, inside `role.playing()`")
+    def forward(self, play: Callable[[], Any]) -> Any:
+        """What `play` returns: the loss of one role, which must enclose the backward pass too. In here it runs inside
+        the forward pass of whatever synchronises the processes."""
+        return play()
 
 
 class MovingAverage:
@@ -149,16 +153,18 @@ class MovingAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Takes the weights as they are after an update."""
-        for average, parameter in zip(self.values, self.role.parameters(), strict=True):
-            average.lerp_(parameter.float(), 1 - self.decay)
+        with launch.whole(self.role.parameters()):
+            for average, parameter in zip(self.values, self.role.parameters(), strict=True):
+                average.lerp_(parameter.float(), 1 - self.decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchanges the average with the weights; twice is as before, but that bfloat16 weights round the average."""
-        for average, parameter in zip(self.values, self.role.parameters(), strict=True):
-            kept = parameter.detach().float().clone()
-            parameter.copy_(average)
-            average.copy_(kept)
+        with launch.whole(self.role.parameters(), written=True):
+            for average, parameter in zip(self.values, self.role.parameters(), strict=True):
+                kept = parameter.detach().float().clone()
+                parameter.copy_(average)
+                average.copy_(kept)
 
     def save(self, directory: Path) -> None:
         """Writes the average as the role itself is written, for others to load; it stays as it is."""

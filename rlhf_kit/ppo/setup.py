@@ -200,7 +200,7 @@ def make_sources(
     own = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * len(funcs)
     if len(own) != len(funcs):
         raise ModelError(f"reward_processing_classes has {len(own)} entries for {len(funcs)} reward_funcs")
-    micro = Sizes.of(config).micro
+    micro = Sizes.of(config, config.world_size).micro
     sources = [_source(func, tokenizer, backbone, micro) for func, tokenizer in zip(funcs, own, strict=True)]
     for source, name in zip(sources, names_of([source.name for source in sources]), strict=True):
         source.name = name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
@@ -24,7 +25,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 
-from rlhf_kit import health
+from rlhf_kit import health, launch
 from rlhf_kit.controllers import KlController
 from rlhf_kit.errors import CheckpointError, ModelError, RlhfKitError
 from rlhf_kit.ppo import checkpoints
@@ -32,7 +33,7 @@ from rlhf_kit.ppo.card import ppo_card
 from rlhf_kit.ppo.config import PPOConfig
 from rlhf_kit.ppo.experience import Experience, Figures
 from rlhf_kit.ppo.heldout import SAMPLES, HeldOutEvaluation, append_samples, print_answers
-from rlhf_kit.ppo.learning import Learner
+from rlhf_kit.ppo.learning import Learner, Loss
 from rlhf_kit.ppo.loop import AfterUpdate, Updates, few_collections, for_transformers, warm_up_above_zero
 from rlhf_kit.ppo.prompts import PromptRow, prompts_of_update, read_prompts
 from rlhf_kit.ppo.ptx import PretrainingText, tokenised, weights_of
@@ -108,7 +109,11 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         policy = roles.policy.backbone
         room = policy.context_length - config.response_length
         self.prompts = read_prompts(train_dataset or [], policy.tokenizer, room=room)
-        self.updates = config.max_steps if config.max_steps > 0 else Sizes.of(config).updates(config, len(self.prompts))
+        self.updates = (
+            config.max_steps
+            if config.max_steps > 0
+            else Sizes.of(config, config.world_size).updates(config, len(self.prompts))
+        )
         self.ppo = config
         self.kl = KlController(
             config.kl_coef, config.kl_target if config.kl_controller == "adaptive" else None, config.kl_horizon
@@ -135,7 +140,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self.samples_file = Path(self.args.output_dir) / SAMPLES
         sources = make_sources(funcs, reward_processing_classes, policy, config)
         self.experience = Experience(roles, config, Rewards(sources, config), bf16=bool(config.bf16))
-        self.learner = Learner(self.experience, self.accelerator.backward, self._text(ptx_dataset))
+        self.learner = Learner(self.experience, self._backward, self._text(ptx_dataset))
         self.average = None if config.ema_decay is None else MovingAverage(roles.policy, config.ema_decay)
         self.held_out = None
         if held_out:
@@ -170,21 +175,17 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             CheckpointError: the checkpoint is damaged, or none could be written.
             SystemExit: with 143, after SIGTERM, when the update that ran was finished and saved.
         """
-        checkpoints.tidy(Path(self.args.output_dir))
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = checkpoints.last_whole(Path(self.args.output_dir))
-        elif resume_from_checkpoint:
-            checkpoints.refuse_damaged(Path(resume_from_checkpoint))
-        if resume_from_checkpoint:
+        checkpoint = checkpoints.start_of(Path(self.args.output_dir), resume_from_checkpoint)
+        if checkpoint is not None:
             self.args.eval_on_start = False  # done when the run began
         with checkpoints.Termination() as self.termination, few_collections():
-            result = super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs)
-            step = self.state.global_step
-            if self.termination.wished and self._saved_step != step:
+            result = super().train(checkpoint, **kwargs)
+            step, terminated = self.state.global_step, self.wants_to_end
+            if terminated and self._saved_step != step:
                 self._save_checkpoint(self.model, None)
         if self.stopped is not None:
             raise RlhfKitError(f"ppo: stopped after update {step} of {self.updates} by ppo.stop_on: {self.stopped}")
-        if self.termination.wished:
+        if terminated:
             log.warning(
                 "ppo: terminated after update %d of %d, which is saved; the same command goes on", step, self.updates
             )
@@ -198,7 +199,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         update, ppo = int(inputs["update"]), self.ppo
         generator = torch.Generator().manual_seed(ppo.seed * 1_000_003 + update)
         self.experience.rewards.hand_over(self.state)
-        episodes, figures = self.experience.collect(self.prompts_of(update), generator, self.kl.coef)
+        with launch.served(self.model_wrapped, gather=ppo.ds3_gather_for_generation):
+            drawing = generator if launch.processes() == 1 else _generator_of_this_process(ppo.seed, update)
+            episodes, figures = self.experience.collect(self.prompts_of(update), drawing, self.kl.coef)
         started = time.perf_counter()
         self.roles.train()
         learned, pending = list[Figures](), False
@@ -227,13 +230,25 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         batch, ppo = self.experience.sizes.batch, self.ppo
         return prompts_of_update(self.prompts, update, batch_size=batch, copies=ppo.num_generations, seed=ppo.seed)
 
+    def _backward(self, loss: Loss, last: bool) -> dict[str, Tensor]:
+        """Forward and backward pass of one role; the processes exchange their gradients with the last one of an
+        optimiser step. DeepSpeed makes the step there and then."""
+        self.accelerator.gradient_state._set_sync_gradients(last)
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(model=self.model_wrapped):
+            total, found = self.model_wrapped(loss)
+            self.accelerator.backward(total * launch.processes())  # the mean over them is taken
+        return found
+
     def _optimizer_step(self) -> None:
         self._clip_grad_norm(self.model)
         self.optimizer.step()
         self.model.zero_grad()
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        """Each role by itself: a critic that starts far off must not shrink the policy's step."""
+        """Each role by itself: a critic that starts far off must not shrink the policy's step. DeepSpeed has cut the
+        gradients of both together already."""
+        if self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
         norms = [
             self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
             for parameters in self.roles.parameter_groups()
@@ -278,8 +293,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
 
     @property
     def wants_to_end(self) -> bool:
-        """Whether SIGTERM has come."""
-        return self.termination is not None and self.termination.wished
+        """Whether SIGTERM has come to one of the processes; all must ask."""
+        return launch.any_of(self.termination is not None and self.termination.wished)
 
     # ---------------------------------------------------------------- figures
 
@@ -308,14 +323,16 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         started = time.perf_counter()
         self.experience.rewards.hand_over(self.state)
         try:
-            found, table = self.held_out()
+            with launch.served(self.model_wrapped, gather=self.ppo.ds3_gather_for_generation):
+                found, table = self.held_out()
         except RlhfKitError:  # transformers would save only after this
             if self.control.should_save:
                 self._save_checkpoint(self.model, None)
             raise
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
-        append_samples(self.samples_file, self.state.global_step, table)
+        if self.is_world_process_zero():
+            append_samples(self.samples_file, self.state.global_step, table)
         for row in table[:2]:
             log.info("ppo: %r -> %r (score %.2f)", row["prompt"], row["policy"], row["score"])
         self.log(metrics)
@@ -334,12 +351,16 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
 
     # ---------------------------------------------------------------- checkpoints
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Policy, value model and moving average; of several processes all take part, and the main one writes."""
         directory = Path(output_dir or self.args.output_dir)
         self.roles.save(directory)
         if self.average is not None:
             self.average.save(directory / EMA_DIRECTORY)
-        self.processing_class.save_pretrained(str(directory))
+        if self.is_world_process_zero():
+            self.processing_class.save_pretrained(str(directory))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._saves_into or super()._get_output_dir(trial))
@@ -375,10 +396,20 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
     def _load_best_model(self) -> None:
         self.roles.reload(Path(self.state.best_model_checkpoint))
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Updates, resume_from_checkpoint: Any) -> Any:
+        checkpoint = None if self.is_deepspeed_enabled else resume_from_checkpoint
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
+        launch.take_over_engine(self, resume_from_checkpoint)
+        if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
+            self._restore_state(Path(resume_from_checkpoint))
+        return prepared
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        directory = Path(resume_from_checkpoint)
+        self.roles.reload(Path(resume_from_checkpoint))
+        self._restore_state(Path(resume_from_checkpoint))
+
+    def _restore_state(self, directory: Path) -> None:
         state = checkpoints.read_state(directory)
-        self.roles.reload(directory)
         if self.average is not None:
             self.average.restore(checkpoints.read_average(directory))
         try:
@@ -439,3 +470,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         )
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def _generator_of_this_process(seed: int, update: int) -> torch.Generator:
+    """Of sampling: the processes answer different prompts, and some of the same ones, with different numbers."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + update) * 100_003 + launch.rank() + 1)

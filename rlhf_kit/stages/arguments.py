@@ -12,12 +12,16 @@ from typing import Any, TypeVar
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from rlhf_kit.checkpoint import CHECKPOINTS, last_checkpoint
-from rlhf_kit.errors import RlhfKitError
+from rlhf_kit import launch
+from rlhf_kit.checkpoint import CHECKPOINTS, checkpoints, last_checkpoint, read_json, write_json
+from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.models.loading import resolve_dtype
 from rlhf_kit.recipe import Recipe
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+LAUNCH = "launch.json"
+"""In a work directory: on how many processes and how its stage was begun."""
 
 # What a recipe says in a place of its own, or what a stage needs as it is.
 RESERVED = {
@@ -36,11 +40,14 @@ def build(
     cls: type[Arguments], recipe: Recipe, work: Path, fixed: dict[str, Any], trainer: dict[str, Any]
 ) -> Arguments:
     """The trainer's arguments: the kit's defaults, then what the stage fixes, then the recipe's `trainer` mapping."""
+    deepspeed = "deepspeed" in trainer or os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
     values: dict[str, Any] = {
         "output_dir": str(work / CHECKPOINTS),
         "seed": recipe.seed,
         "data_seed": recipe.seed,
-        "bf16": resolve_dtype(recipe.model.dtype) == torch.bfloat16 and recipe.model.quantization is None,
+        # DeepSpeed's own bf16 would cast what is trained; under it the kit's autocast alone decides.
+        "bf16": in_bf16(recipe) and recipe.model.quantization is None and not deepspeed,
+        "ddp_broadcast_buffers": False,  # all processes load the same ones
         "use_cpu": not torch.accelerator.is_available(),
         "report_to": "none",
         "save_total_limit": 2,
@@ -51,26 +58,84 @@ def build(
         **fixed,
         **trainer,
     }
-    return cls(**values)
+    arguments = cls(**values)
+    _refuse_what_trains_wrongly(recipe, arguments)
+    sizes = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+    sizes = batches(work, mode(arguments), *sizes)
+    arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = sizes
+    return arguments
 
 
-def refuse_many_processes(stage: str, arguments: TrainingArguments) -> None:
-    """Stops a stage whose gradients would not be synchronised: several processes would each train a model of their own.
+def in_bf16(recipe: Recipe) -> bool:
+    """Whether the base is in bfloat16, so that what is trained on it runs under autocast."""
+    return resolve_dtype(recipe.model.dtype) == torch.bfloat16
+
+
+def mode(arguments: TrainingArguments) -> str:
+    """How the processes of a stage work together: ddp (one process too), zero1 to zero3, or fsdp."""
+    if arguments.deepspeed_plugin is not None:
+        return f"zero{arguments.deepspeed_plugin.zero_stage}"
+    return "fsdp" if _by_fsdp() else "ddp"
+
+
+def _by_fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def _refuse_what_trains_wrongly(recipe: Recipe, arguments: TrainingArguments) -> None:
+    plugin = arguments.deepspeed_plugin
+    if plugin is not None:
+        on = [name for name in ("bf16", "fp16") if plugin.deepspeed_config.get(name, {}).get("enabled") is True]
+        if on:
+            raise RlhfKitError(
+                f"the DeepSpeed configuration enables {on[0]}, which casts what is trained; leave it out: the base is "
+                "in the precision of model.dtype, and what is trained on it in float32 under autocast"
+            )
+    if recipe.model.quantization is not None and mode(arguments) in ("zero3", "fsdp"):
+        raise RlhfKitError(
+            f"model.quantization {recipe.model.quantization} cannot be shared out by {mode(arguments)}. Use "
+            "multi_gpu.yaml or zero2.yaml, where each device has the whole quantised base"
+        )
+
+
+def batches(work: Path, mode: str, per_device: int, accumulated: int) -> tuple[int, int]:
+    """The batch of each process and how many of them make a step, so that a step is what it was when the stage began.
+
+    Args:
+        work: of the stage; what was begun there before is gone on from if it has a checkpoint.
+        mode: as `mode` says.
+        per_device: `per_device_train_batch_size` of the recipe.
+        accumulated: `gradient_accumulation_steps` of the recipe.
 
     Raises:
-        RlhfKitError: the stage was launched on more than one process.
+        CheckpointError: what was begun there before cannot be gone on from in this way.
     """
-    if arguments.world_size > 1:
-        raise RlhfKitError(
-            f"{stage}: launched on {arguments.world_size} processes, but this version trains it on one only "
-            "(SFT runs on several); start it without torchrun, or with --num_processes 1"
+    now = {"processes": launch.processes(), "mode": mode}
+    known: dict[str, Any] = read_json(work / LAUNCH) if (work / LAUNCH).is_file() else now
+    before = launch.agreed(known if checkpoints(work) else now)
+    if before["mode"] != mode or (mode != "ddp" and before != now):
+        raise CheckpointError(
+            f"{work}: was begun by {before['processes']} processes ({before['mode']}), and the state of its optimiser "
+            f"is kept so; this is {now['processes']} ({mode}). Start it as it was begun, or remove that directory to "
+            "begin the stage anew"
         )
+    if launch.is_main():
+        work.mkdir(parents=True, exist_ok=True)
+        write_json(work / LAUNCH, before)
+    rows = per_device * accumulated * before["processes"]
+    steps = -(-rows // (per_device * now["processes"]))
+    if rows % (steps * now["processes"]):
+        raise CheckpointError(
+            f"{work}: was begun by {before['processes']} processes in steps of {rows}; {now['processes']} processes "
+            f"cannot make steps of that size. Start a number of them that divides {rows}"
+        )
+    return rows // (steps * now["processes"]), steps
 
 
 def fit(trainer: Trainer, work: Path) -> None:
     """Trains, from the last whole checkpoint in `work` where there is one."""
     trainer.remove_callback(PrinterCallback)  # `MetricsLog` prints the same, one line a step
-    checkpoint = last_checkpoint(work)
+    checkpoint = launch.agreed(last_checkpoint(work) if launch.is_main() else None)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from rlhf_kit import health, rewards
+from rlhf_kit import health, launch, rewards
 from rlhf_kit.checkpoint import MetricsLog
 from rlhf_kit.data import Encoder, columns_of
 from rlhf_kit.errors import DataError, ModelError, Problem
@@ -27,7 +27,7 @@ from rlhf_kit.recipe import Recipe
 from rlhf_kit.records import Demonstration, Message, Prompt, Text
 from rlhf_kit.reward_model import RewardModel
 from rlhf_kit.rollout import sample
-from rlhf_kit.stages.arguments import build, refuse_many_processes
+from rlhf_kit.stages.arguments import build, mode
 from rlhf_kit.stages.origin import adapter_at
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,6 @@ def train(recipe: Recipe, data: PpoData, sft: Path | None, reward: Path | None, 
     """Trains the policy and leaves it in `work`, the value model in `work/value`; returns the figures of the last
     updates and a verdict in words."""
     arguments = _arguments(recipe, work)
-    refuse_many_processes("ppo", arguments)
     torch.manual_seed(recipe.seed)
     backbone = prepare(recipe, sft, reward)
     encoder = Encoder(backbone.tokenizer, max_prompt_length=recipe.data.max_prompt_length)
@@ -139,11 +138,13 @@ def train(recipe: Recipe, data: PpoData, sft: Path | None, reward: Path | None, 
     encoder.report("ppo")
     trainer.remove_callback(PrinterCallback)  # `MetricsLog` prints the same, one line a step
     trainer.train(resume_from_checkpoint=True)
+    trainer.roles.save(work)
+    if trainer.average is not None:
+        trainer.average.save(work / "ema")
+    with launch.served(trainer.model_wrapped):
+        taken = probe(trainer, recipe.export.positions)
     if trainer.is_world_process_zero():
-        trainer.roles.save(work)
-        if trainer.average is not None:
-            trainer.average.save(work / "ema")
-        probe(trainer, recipe.export.positions).save(work)
+        taken.save(work)
     words = health.verdict(trainer.state.log_history)
     for sentence in words:
         log.info("ppo: %s", sentence)
@@ -151,6 +152,8 @@ def train(recipe: Recipe, data: PpoData, sft: Path | None, reward: Path | None, 
         "updates": trainer.updates,
         "episodes": trainer.updates * trainer.experience.sizes.batch,
         "prompts": len(data.prompts),
+        "processes": arguments.world_size,
+        "distributed": mode(arguments),
         "shortened_prompts": encoder.shortened_prompts,
         **_last_means(trainer.state.log_history),
         "verdict": words,

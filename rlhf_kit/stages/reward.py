@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from rlhf_kit import opinions, seen
+from rlhf_kit import launch, opinions, seen
 from rlhf_kit.checkpoint import CHECKPOINTS, MetricsLog, read_json, write_json
 from rlhf_kit.data import Encoder, RankedCollator, RankedIds, rated_items, split_by_prompt
 from rlhf_kit.errors import DataError, Problem, RlhfKitError
@@ -25,7 +25,7 @@ from rlhf_kit.models import Backbone
 from rlhf_kit.recipe import Recipe, RewardPhase, RewardSection
 from rlhf_kit.records import Demonstration, Ranking, Rating
 from rlhf_kit.rewards import REWARD, can_pack, outputs, save
-from rlhf_kit.stages.arguments import build, fit, refuse_many_processes
+from rlhf_kit.stages.arguments import build, fit, mode
 from rlhf_kit.stages.reward_measures import accuracy_of, measure
 from rlhf_kit.stages.reward_start import start
 from rlhf_kit.stages.reward_trainer import RewardTrainer
@@ -70,7 +70,11 @@ def train(
         RlhfKitError: the loss became NaN, or the model scores all demonstrations alike.
     """
     section = recipe.reward
-    refuse_many_processes("reward", _arguments(recipe, section, work))
+    if mode(_arguments(recipe, section, work)) != "ddp" and (section.phases or section.labeler_folds):
+        raise RlhfKitError(
+            "reward: phases and labeler_folds train one model after another, which DeepSpeed's engine does not take; "
+            "use multi_gpu.yaml for them, or train a phase as a run of its own and name it in reward.init"
+        )
     backbone = start(recipe, sft)
     encoder = Encoder(
         backbone.tokenizer,
@@ -85,7 +89,7 @@ def train(
     items = _items(encoder, opinions.merge(rankings, section.labelers), section, "data.rankings", rated)
     encoder.report("reward")
     backbone.packs_up_to = 0 if section.packing == "off" else None
-    packed = _can_pack(backbone, items)
+    packed = launch.agreed(_can_pack(backbone, items))
 
     metrics: dict[str, Any] = {"packed": packed}
     for n, (phase, records) in enumerate(zip(section.phases, phases, strict=True)):
@@ -105,8 +109,9 @@ def train(
         metrics |= measure(backbone, encoder, heldout, recipe)
         some = [record for record in rankings if record.pairs][: len(heldout)]
         metrics["train_pair_accuracy"] = accuracy_of(backbone, encoder, some)[0]
-    if trainer.is_world_process_zero():
-        save(backbone, work)
+    metrics |= {"processes": trainer.args.world_size, "distributed": mode(trainer.args)}
+    save(backbone, work)
+    if launch.is_main():
         trained = [*rankings, *ratings, *(record for records in phases for record in records)]
         seen.write(work, trained)
     return metrics
@@ -175,6 +180,7 @@ def _fit(
 def _arguments(recipe: Recipe, section: RewardSection, work: Path) -> TrainingArguments:
     fixed = section.model_dump(include=_ARGUMENTS)
     fixed |= {"remove_unused_columns": False, "logging_steps": 1, "label_names": []}
+    fixed |= {"ddp_find_unused_parameters": False}
     return build(TrainingArguments, recipe, work, fixed, section.trainer)
 
 
@@ -195,9 +201,17 @@ def _phase(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     save(backbone, work)
     figures = {"prompts": len(items), "loss_first": losses[0], "loss_last": losses[-1]}
-    write_json(done, figures)
-    shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+    _note_done(done, figures)
     return figures
+
+
+def _note_done(done: Path, figures: dict[str, Any]) -> None:
+    """What a part of the training is known by when it is done; its checkpoints are not needed any more."""
+    launch.wait()
+    if launch.is_main():
+        write_json(done, figures)
+        shutil.rmtree(done.parent / CHECKPOINTS, ignore_errors=True)
+    launch.wait()
 
 
 def _folds(
@@ -233,8 +247,7 @@ def _folds(
             ):
                 accuracy, pairs = accuracy_of(backbone, encoder, others)
                 figures[name] = {"accuracy": accuracy, "pairs": pairs}
-            write_json(done, figures)
-            shutil.rmtree(done.parent / CHECKPOINTS, ignore_errors=True)
+            _note_done(done, figures)
             _restore(backbone, before)
         found.append(read_json(done))
     means: dict[str, Any] = {"labeler_folds": found}

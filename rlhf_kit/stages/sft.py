@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from trl import SFTConfig, SFTTrainer
 
 from rlhf_kit.checkpoint import MetricsLog
 from rlhf_kit.data import Encoder
-from rlhf_kit.models import load_backbone, lora_config
+from rlhf_kit.models import Backbone, load_backbone, lora_config
 from rlhf_kit.recipe import Recipe
 from rlhf_kit.records import Demonstration
+from rlhf_kit.rewards import autocast
 from rlhf_kit.stages.arguments import build, fit
+from rlhf_kit.stages.filling import filled_up
 
 ADAPTER = "sft"
+_NOTHING = {"input_ids": [0, 0], "labels": [-100, -100]}
+
+
+class _Trainer(SFTTrainer):  # type: ignore[misc]
+    """TRL's, with what several processes need of their own."""
+
+    def __init__(self, backbone: Backbone, **kwargs: Any) -> None:
+        self.backbone = backbone
+        super().__init__(model=backbone.peft, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """transformers', each process with as many batches as the others."""
+        return filled_up(self, _NOTHING, super().get_train_dataloader)
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """With the autocast that transformers leaves to DeepSpeed, which would cast what is trained instead."""
+        stack = super().compute_loss_context_manager()
+        if self.is_deepspeed_enabled:
+            stack.enter_context(autocast(self.backbone))
+        return stack
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """TRL's; under DeepSpeed, whose way is over a copy of the whole model, the adapter alone."""
+        if self.is_deepspeed_enabled:
+            self.backbone.save_adapter(ADAPTER, Path(output_dir or self.args.output_dir) / ADAPTER)
+        else:
+            super().save_model(output_dir, _internal_call)
 
 
 def train(recipe: Recipe, demonstrations: list[Demonstration], work: Path) -> dict[str, Any]:
@@ -42,8 +73,8 @@ def train(recipe: Recipe, demonstrations: list[Demonstration], work: Path) -> di
     }
     arguments = build(SFTConfig, recipe, work, fixed, section.trainer)
     with backbone.role(ADAPTER):
-        trainer = SFTTrainer(
-            model=backbone.peft,
+        trainer = _Trainer(
+            backbone,
             args=arguments,
             train_dataset=dataset,
             processing_class=backbone.tokenizer,
@@ -54,8 +85,7 @@ def train(recipe: Recipe, demonstrations: list[Demonstration], work: Path) -> di
             parameter.data = parameter.data.float()
         fit(trainer, work)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if trainer.is_world_process_zero():
-        backbone.save_adapter(ADAPTER, work)
+    backbone.save_adapter(ADAPTER, work)
     return {
         "loss_first": losses[0],
         "loss_last": losses[-1],
