@@ -173,6 +173,11 @@ class PpoSection(Section):
     local_rollout_forward_batch_size: int = Field(
         default=64, ge=1, description="Answers sampled side by side, those to prompts of like length."
     )
+    ds3_gather_for_generation: bool = Field(
+        default=True,
+        description="Under ZeRO-3 each device has the whole model while it samples and scores; else layer by layer, for "
+        "each token anew.",
+    )
 
     # ---- looking at it, and keeping it
     eval_steps: int | None = Field(

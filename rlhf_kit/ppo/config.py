@@ -57,8 +57,6 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
         dataset_num_proc, num_total_batches, micro_batch_size, local_batch_size, local_mini_batch_size, sft_model_path,
             reward_model_path: of TRL's, so that its scripts run: the paths are read by scripts only, the others have no
             effect here.
-        ds3_gather_for_generation: as in TRL: under ZeRO-3 every process has the whole model while it samples; else
-            layer by layer, token by token, in step with the others.
 
     Raises:
         DataError: settings that a recipe would refuse, or sizes that do not divide each other, all of them.
@@ -83,9 +81,6 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
     local_mini_batch_size: int | None = field(default=None, metadata={"help": "No effect."})
     sft_model_path: str | None = field(default=None, metadata={"help": "For scripts to read."})
     reward_model_path: str | None = field(default=None, metadata={"help": "For scripts to read."})
-    ds3_gather_for_generation: bool = field(
-        default=True, metadata={"help": "Under ZeRO-3 every process has the whole model while it samples."}
-    )
 
     def __post_init__(self) -> None:
         if self.eval_steps is not None and self.eval_strategy == "no":

@@ -1,7 +1,8 @@
-"""From episodes to gradients: policy and value model, one backward pass a role, each inside its role."""
+"""From episodes to gradients: policy and value model, as a rule one backward pass a role, each inside its role."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
@@ -29,10 +30,14 @@ class Learner:
         experience: of the run; it says how log-probabilities are computed.
         backward: forward and backward pass of the trainer's engine.
         text: pretraining text for PPO-ptx.
+        joint: one backward pass of a micro-batch for all roles, for engines that need every trained parameter in each
+            (DeepSpeed's ZeRO-3 adds up stale gradients otherwise, without an error); else one a role, in less memory.
     """
 
-    def __init__(self, experience: Experience, backward: Backward, text: PretrainingText | None = None) -> None:
-        self.experience, self.backward, self.text = experience, backward, text
+    def __init__(
+        self, experience: Experience, backward: Backward, text: PretrainingText | None = None, *, joint: bool = False
+    ) -> None:
+        self.experience, self.backward, self.text, self.joint = experience, backward, text, joint
         self.roles: Roles = experience.roles
         self.config: PPOConfig = experience.config
         clipping = self.config.algorithm == "ppo"
@@ -54,21 +59,29 @@ class Learner:
             RlhfKitError: a loss that is not finite.
         """
         share = 1.0 / int(episodes.sequences.response_mask.sum())
-        mine = torch.arange(len(episodes))[launch.share(len(episodes))]
-        losses = [
-            loss
-            for rows in mine.split(self.experience.sizes.micro)
-            for loss in self._losses(episodes.select(rows), share, critic_only)
-        ]
-        if self.text is not None and not critic_only:
-            losses += self._pretraining(number)
+        mine = torch.arange(len(episodes))[launch.share(len(episodes))].split(self.experience.sizes.micro)
+        passes = [self._losses(episodes.select(rows), share, critic_only) for rows in mine]
+        text = [] if self.text is None or critic_only else self._pretraining(number)
+        if self.joint:
+            passes = [losses + text[place :: len(passes)] for place, losses in enumerate(passes)]
+        else:
+            passes = [[loss] for losses in (*passes, text) for loss in losses]
         figures: dict[str, float] = {}
-        for place, (role, loss) in enumerate(losses):
-            with role.playing():
-                found = self.backward(partial(self._in_its_precision, role, loss), place == len(losses) - 1)
+        for place, losses in enumerate(passes):
+            with contextlib.nullcontext() if self.joint else losses[0][0].playing():
+                found = self.backward(partial(self._sum, losses), place == len(passes) - 1)
             for name, value in found.items():
                 figures[name] = figures.get(name, 0.0) + float(value)
         return launch.summed(figures)
+
+    def _sum(self, losses: list[tuple[Role, Loss]]) -> tuple[Tensor, dict[str, Tensor]]:
+        total, found = torch.zeros((), device=self.experience.device), dict[str, Tensor]()
+        for role, loss in losses:
+            with role.playing():
+                part, figures = self._in_its_precision(role, loss)
+            total = total + part
+            found |= {name: found.get(name, 0.0) + value for name, value in figures.items()}
+        return total, found
 
     def _in_its_precision(self, role: Role, loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:
         with self.experience.precision(role):

@@ -171,9 +171,8 @@ def _set_up(roles: Roles, config: PPOConfig) -> None:
             backbone.train_only(*sorted(names))
         if any(role.backbone is backbone and role.adapter is None for role in (roles.policy, roles.value)):
             backbone.train_base()
-            if config.gradient_checkpointing:
-                backbone.use_checkpointing()
-        elif names and config.gradient_checkpointing:
+            names.add(POLICY)
+        if names and (config.gradient_checkpointing or backbone.base.is_gradient_checkpointing):
             backbone.use_checkpointing()
         backbone.without_dropout()
     with roles.policy.playing():

@@ -140,7 +140,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self.samples_file = Path(self.args.output_dir) / SAMPLES
         sources = make_sources(funcs, reward_processing_classes, policy, config)
         self.experience = Experience(roles, config, Rewards(sources, config), bf16=bool(config.bf16))
-        self.learner = Learner(self.experience, self._backward, self._text(ptx_dataset))
+        self.learner = Learner(
+            self.experience, self._backward, self._text(ptx_dataset), joint=self.is_deepspeed_enabled
+        )
         self.average = None if config.ema_decay is None else MovingAverage(roles.policy, config.ema_decay)
         self.held_out = None
         if held_out:
