@@ -15,11 +15,14 @@ from typing import Any, TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list, gather, gather_object
+from accelerate.utils import broadcast_object_list, gather, gather_object, save_fsdp_optimizer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.integrations import deepspeed as integration
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer import SCHEDULER_NAME
 from trl.models.utils import add_hooks, remove_hooks
 
 from rlhf_kit.errors import CheckpointError, RlhfKitError
@@ -50,7 +53,7 @@ def _refuse_what_is_not_as_asked() -> None:
             "accelerate was asked for several processes on CPUs and has started one (its --cpu and MULTI_CPU do so); "
             "use recipes/accelerate/cpu_ddp.yaml, or torchrun --nproc_per_node N -m rlhf_kit run RECIPE"
         )
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and not torch.accelerator.is_available():
+    if by_fsdp() and not torch.accelerator.is_available():
         raise RlhfKitError(
             "FSDP needs accelerators: on CPUs accelerate leaves it out without a word and shards nothing. Use "
             "recipes/accelerate/zero3.yaml (DeepSpeed shards on CPUs too), or cpu_ddp.yaml"
@@ -161,24 +164,48 @@ def whole(parameters: Iterable[nn.Parameter], *, written: bool = False) -> Itera
         yield
 
 
-@contextlib.contextmanager
-def served(engine: nn.Module, *, gather: bool = True) -> Iterator[None]:
-    """Inside, the whole model is on every process, where ZeRO-3 has given a part to each: one exchange for a phase of
-    sampling and scoring, and not one a layer and token. All processes must enter; nothing is learned in here.
+def full(tensor: Tensor) -> Tensor:
+    """A tensor in full, where FSDP has given a part to each process; all must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def serve(engine: nn.Module, play: Callable[[], Item], *, gather: bool = True) -> Item:
+    """What `play` returns: sampling and scoring, in which nothing is learned. Where each process has a part of the
+    model, all of it is put together once for that, and not each layer for each token. All processes must call this.
 
     Args:
-        engine: what accelerate has made of the module.
-        gather: False leaves the parts where they are.
+        engine: what accelerate has made of the module whose models play.
+        gather: False puts a layer together when it is needed, and no more; the processes must then make the same
+            forward passes.
     """
-    if not (gather and is_deepspeed_zero3_enabled()):
-        yield
-        return
-    with whole(engine.parameters()):
-        remove_hooks(engine)  # which would give each layer back behind its forward pass
-        try:
-            yield
-        finally:
-            add_hooks(engine)
+    if is_deepspeed_zero3_enabled() and gather:
+        with whole(engine.parameters()):
+            remove_hooks(engine)  # which would give each layer back behind its forward pass
+            try:
+                return play()
+            finally:
+                add_hooks(engine)
+    if not by_fsdp():
+        return play()
+    parts = [module for module in engine.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(not gather, recurse=False)
+    try:
+        return engine(play)  # it looks after the parameters inside its own forward pass only
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(part is not engine, recurse=False)
+            part.reshard()
+
+
+def by_fsdp() -> bool:
+    """Whether the launcher has asked for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def parted() -> bool:
+    """Whether each process has a part of the model only."""
+    return is_deepspeed_zero3_enabled() or by_fsdp()
 
 
 @contextlib.contextmanager
@@ -198,36 +225,43 @@ class Played(nn.Module):
     inside the forward pass of the module that they have wrapped.
 
     Args:
-        module: whose parameters they are.
+        module: a `Backbone`, whose parameters they are.
     """
 
     # Tells transformers' Trainer that the loss is normalised by us, not by its own token count.
     accepts_loss_kwargs = False
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__()
         self.module = module
         self.config = module.config
+        self._no_split_modules = module.base._no_split_modules  # FSDP's parts
 
     def forward(self, play: Callable[[], Any]) -> Any:
         """What `play` returns."""
         return play()
 
 
-def take_over_engine(trainer: Trainer, checkpoint: str | None) -> None:
-    """Lets DeepSpeed's checkpoints hold what is trained and not the frozen base, and goes on from one; transformers
-    does so for PEFT's own models only. Does nothing without DeepSpeed.
+def go_on(trainer: Trainer, checkpoint: str | None) -> None:
+    """For trainers of the kit, once their engine is made: DeepSpeed's checkpoints hold what is trained and not the
+    frozen base (transformers sees to that for PEFT's own models only), and DeepSpeed and FSDP go on from one. Does
+    nothing for other engines.
 
     Raises:
         CheckpointError: the checkpoint is none of DeepSpeed's.
     """
-    if not trainer.is_deepspeed_enabled:
-        return
-    engine = trainer.model_wrapped
-    engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
-    if checkpoint is None:
-        return
-    path, _ = engine.load_checkpoint(checkpoint, load_module_strict=False)
-    if path is None:
-        raise CheckpointError(f"{checkpoint}: holds no state of DeepSpeed's to go on from")
-    trainer._load_optimizer_and_scheduler(checkpoint)
+    if trainer.is_deepspeed_enabled:
+        engine = trainer.model_wrapped
+        engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+        if checkpoint is not None and engine.load_checkpoint(checkpoint, load_module_strict=False)[0] is None:
+            raise CheckpointError(f"{checkpoint}: holds no state of DeepSpeed's to go on from")
+    if checkpoint is not None and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        trainer._load_optimizer_and_scheduler(checkpoint)
+
+
+def save_state(trainer: Trainer, directory: str) -> None:
+    """Optimiser and schedule of a trainer on FSDP, without the model, which transformers would put together for it."""
+    plugin = trainer.accelerator.state.fsdp_plugin
+    save_fsdp_optimizer(plugin, trainer.accelerator, trainer.optimizer, trainer.model, directory)
+    if is_main():
+        torch.save(trainer.lr_scheduler.state_dict(), os.path.join(directory, SCHEDULER_NAME))

@@ -175,8 +175,8 @@ class PpoSection(Section):
     )
     ds3_gather_for_generation: bool = Field(
         default=True,
-        description="Under ZeRO-3 each device has the whole model while it samples and scores; else layer by layer, for "
-        "each token anew.",
+        description="Under ZeRO-3 and FSDP2 each device has the whole model while it samples and scores; else layer by "
+        "layer, for each token anew.",
     )
 
     # ---- looking at it, and keeping it

@@ -173,7 +173,7 @@ def total(said, **settings):
     updates = [iter(source) for source in said]
     sources = [FunctionReward(lambda completions, s=s: next(s), f"f{n}") for n, s in enumerate(updates)]
     made = Rewards(sources, config("unused", **settings))
-    return made, [made(answers).total.tolist() for _ in said[0]]
+    return made, [made.total(made.raw(answers)).tolist() for _ in said[0]]
 
 
 def test_sources_are_weighted_summed_and_each_keeps_its_own_scores():

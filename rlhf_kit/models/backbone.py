@@ -140,7 +140,7 @@ class Backbone(nn.Module):
         `directory`. Of several processes all must call this; the main one writes."""
         with launch.whole(self._parameters_of[name]):
             state = get_peft_model_state_dict(self.peft, adapter_name=name, save_embedding_layers=False)
-            state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+            state = {key: launch.full(value.detach()).cpu().contiguous() for key, value in state.items()}
         if not launch.is_main():
             return
         directory.mkdir(parents=True, exist_ok=True)
@@ -282,6 +282,10 @@ class Backbone(nn.Module):
             fuse(layer)
         named = [(name, parameter) for name, parameter in self.base.named_parameters() if "lora_" in name]
         self._parameters_of = {a: [p for name, p in named if f".{a}." in name] for a in self.adapters}
+
+    def reindex(self) -> None:
+        """Finds the parameters again, after an engine has put others in their place."""
+        self._index()
 
     def _set_flags(self) -> None:
         for name in self.adapters:

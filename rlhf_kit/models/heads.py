@@ -109,7 +109,7 @@ class ScalarHead(nn.Module):
     def save(self, directory: Path) -> None:
         """Writes `head.safetensors`. Of several processes all must call this; the main one writes."""
         with launch.whole(self.parameters()):
-            state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+            state = {k: launch.full(v.detach()).cpu().contiguous() for k, v in self.state_dict().items()}
         if launch.is_main():
             directory.mkdir(parents=True, exist_ok=True)
             save_file(state, directory / HEAD_FILE, {"axes": json.dumps(self.axes)})

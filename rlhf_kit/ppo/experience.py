@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from rlhf_kit import launch, rl
 from rlhf_kit.batches import Episodes, Sequences
@@ -49,7 +48,7 @@ class Experience:
         self.roles, self.config, self.rewards = roles, config, rewards
         self.sizes = Sizes.of(config, launch.processes())
         self.bf16 = bf16
-        self.layer_by_layer = is_deepspeed_zero3_enabled() and not config.ds3_gather_for_generation
+        self.layer_by_layer = launch.parted() and not config.ds3_gather_for_generation
         self.tokenizer = roles.policy.backbone.tokenizer
         eos = (self.tokenizer.eos_token_id,) if config.stop_token == "eos" else ()
         tokens = eos if config.stop_token_id is None else (config.stop_token_id,)

@@ -100,6 +100,8 @@ class Roles(nn.Module):
         # A copy: the Trainer writes the tokenizer's special tokens into it, and a model whose config names a pad token
         # that it has no embedding for cannot be loaded again.
         self.config = copy.deepcopy(policy.backbone.config)
+        # FSDP's parts.
+        self._no_split_modules = [name for one in self.backbones for name in one.base._no_split_modules or ()]
 
     @property
     def shared(self) -> bool:

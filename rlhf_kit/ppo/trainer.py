@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,10 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         sources = make_sources(funcs, reward_processing_classes, policy, config)
         self.experience = Experience(roles, config, Rewards(sources, config), bf16=bool(config.bf16))
         self.learner = Learner(
-            self.experience, self._backward, self._text(ptx_dataset), joint=self.is_deepspeed_enabled
+            self.experience,
+            self._backward,
+            self._text(ptx_dataset),
+            joint=self.is_deepspeed_enabled or self.is_fsdp_enabled,
         )
         self.average = None if config.ema_decay is None else MovingAverage(roles.policy, config.ema_decay)
         self.held_out = None
@@ -201,9 +204,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         update, ppo = int(inputs["update"]), self.ppo
         generator = torch.Generator().manual_seed(ppo.seed * 1_000_003 + update)
         self.experience.rewards.hand_over(self.state)
-        with launch.served(self.model_wrapped, gather=ppo.ds3_gather_for_generation):
-            drawing = generator if launch.processes() == 1 else _generator_of_this_process(ppo.seed, update)
-            episodes, figures = self.experience.collect(self.prompts_of(update), drawing, self.kl.coef)
+        drawing = generator if launch.processes() == 1 else _generator_of_this_process(ppo.seed, update)
+        rows = self.prompts_of(update)
+        episodes, figures = self._served(lambda: self.experience.collect(rows, drawing, self.kl.coef))
         started = time.perf_counter()
         self.roles.train()
         learned, pending = list[Figures](), False
@@ -232,6 +235,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         batch, ppo = self.experience.sizes.batch, self.ppo
         return prompts_of_update(self.prompts, update, batch_size=batch, copies=ppo.num_generations, seed=ppo.seed)
 
+    def _served(self, play: Callable[[], Any]) -> Any:
+        return launch.serve(self.model_wrapped, play, gather=self.ppo.ds3_gather_for_generation)
+
     def _backward(self, loss: Loss, last: bool) -> dict[str, Tensor]:
         """Forward and backward pass of one role; the processes exchange their gradients with the last one of an
         optimiser step. DeepSpeed makes the step there and then."""
@@ -255,8 +261,9 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
             for parameters in self.roles.parameter_groups()
         ]
-        self._note({"policy_grad_norm": float(norms[0]), "value_grad_norm": float(norms[1])})
-        return norms[0]
+        policy, value = map(launch.full, norms)
+        self._note({"policy_grad_norm": float(policy), "value_grad_norm": float(value)})
+        return policy
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimiser with one group for the policy and one for the value model, each with its learning
@@ -325,8 +332,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         started = time.perf_counter()
         self.experience.rewards.hand_over(self.state)
         try:
-            with launch.served(self.model_wrapped, gather=self.ppo.ds3_gather_for_generation):
-                found, table = self.held_out()
+            found, table = self._served(self.held_out)
         except RlhfKitError:  # transformers would save only after this
             if self.control.should_save:
                 self._save_checkpoint(self.model, None)
@@ -399,12 +405,23 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self.roles.reload(Path(self.state.best_model_checkpoint))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Updates, resume_from_checkpoint: Any) -> Any:
-        checkpoint = None if self.is_deepspeed_enabled else resume_from_checkpoint
+        if self.is_fsdp_enabled and resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)  # as long as the weights are in one piece
+        engine = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        checkpoint = None if engine else resume_from_checkpoint
         prepared = super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
-        launch.take_over_engine(self, resume_from_checkpoint)
+        for backbone in self.roles.backbones:
+            backbone.reindex()
+        launch.go_on(self, resume_from_checkpoint)
         if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
             self._restore_state(Path(resume_from_checkpoint))
         return prepared
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            launch.save_state(self, output_dir)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.roles.reload(Path(resume_from_checkpoint))

@@ -75,11 +75,7 @@ def mode(arguments: TrainingArguments) -> str:
     """How the processes of a stage work together: ddp (one process too), zero1 to zero3, or fsdp."""
     if arguments.deepspeed_plugin is not None:
         return f"zero{arguments.deepspeed_plugin.zero_stage}"
-    return "fsdp" if _by_fsdp() else "ddp"
-
-
-def _by_fsdp() -> bool:
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return "fsdp" if launch.by_fsdp() else "ddp"
 
 
 def _refuse_what_trains_wrongly(recipe: Recipe, arguments: TrainingArguments) -> None:
@@ -91,6 +87,8 @@ def _refuse_what_trains_wrongly(recipe: Recipe, arguments: TrainingArguments) ->
                 f"the DeepSpeed configuration enables {on[0]}, which casts what is trained; leave it out: the base is "
                 "in the precision of model.dtype, and what is trained on it in float32 under autocast"
             )
+    if launch.by_fsdp() and os.environ.get("FSDP_VERSION") != "2":
+        raise RlhfKitError("the launcher asks for FSDP 1, which this kit does not train on; set fsdp_version: 2")
     if recipe.model.quantization is not None and mode(arguments) in ("zero3", "fsdp"):
         raise RlhfKitError(
             f"model.quantization {recipe.model.quantization} cannot be shared out by {mode(arguments)}. Use "

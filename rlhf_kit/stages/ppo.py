@@ -14,7 +14,7 @@ from transformers import PrinterCallback
 from rlhf_kit import health, launch, rewards
 from rlhf_kit.checkpoint import MetricsLog
 from rlhf_kit.data import Encoder, columns_of
-from rlhf_kit.errors import DataError, ModelError, Problem
+from rlhf_kit.errors import DataError, ModelError, Problem, RlhfKitError
 from rlhf_kit.models import Backbone, ScalarHead, load_backbone, lora_config
 from rlhf_kit.models.lora_linear import as_peft
 from rlhf_kit.models.probe import Probe
@@ -117,6 +117,8 @@ def train(recipe: Recipe, data: PpoData, sft: Path | None, reward: Path | None, 
     """Trains the policy and leaves it in `work`, the value model in `work/value`; returns the figures of the last
     updates and a verdict in words."""
     arguments = _arguments(recipe, work)
+    if recipe.ppo.ema_decay is not None and launch.by_fsdp():
+        raise RlhfKitError("ppo.ema_decay: not under FSDP, which has the weights in parts; leave it out, or use ZeRO-3")
     torch.manual_seed(recipe.seed)
     backbone = prepare(recipe, sft, reward)
     encoder = Encoder(backbone.tokenizer, max_prompt_length=recipe.data.max_prompt_length)
@@ -141,8 +143,7 @@ def train(recipe: Recipe, data: PpoData, sft: Path | None, reward: Path | None, 
     trainer.roles.save(work)
     if trainer.average is not None:
         trainer.average.save(work / "ema")
-    with launch.served(trainer.model_wrapped):
-        taken = probe(trainer, recipe.export.positions)
+    taken = launch.serve(trainer.model_wrapped, lambda: probe(trainer, recipe.export.positions))
     if trainer.is_world_process_zero():
         taken.save(work)
     words = health.verdict(trainer.state.log_history)

@@ -100,15 +100,16 @@ def train(
     trainer = _fit(recipe, backbone, items, section, work, packed)
 
     if demonstrations:
-        normalise(backbone, encoder, demonstrations)
+        launch.serve(trainer.model_wrapped, lambda: normalise(backbone, encoder, demonstrations))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     metrics |= {"prompts": len(items), "pairs": sum(len(r.pairs) for r in rankings), "ratings": len(ratings)}
     metrics |= {"loss_first": losses[0], "loss_last": losses[-1]}
     metrics |= {"shortened_prompts": encoder.shortened_prompts, "cut_responses": encoder.cut_responses}
     if heldout:
-        metrics |= measure(backbone, encoder, heldout, recipe)
         some = [record for record in rankings if record.pairs][: len(heldout)]
-        metrics["train_pair_accuracy"] = accuracy_of(backbone, encoder, some)[0]
+        metrics |= launch.serve(trainer.model_wrapped, lambda: measure(backbone, encoder, heldout, recipe))
+        seen_before = launch.serve(trainer.model_wrapped, lambda: accuracy_of(backbone, encoder, some))
+        metrics["train_pair_accuracy"] = seen_before[0]
     metrics |= {"processes": trainer.args.world_size, "distributed": mode(trainer.args)}
     save(backbone, work)
     if launch.is_main():

@@ -124,10 +124,20 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
     # ---------------------------------------------------------------- checkpoints
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> Any:
-        checkpoint = None if self.is_deepspeed_enabled else resume_from_checkpoint
+        if self.is_fsdp_enabled and resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)  # as long as the weights are in one piece
+        engine = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        checkpoint = None if engine else resume_from_checkpoint
         prepared = super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
-        launch.take_over_engine(self, resume_from_checkpoint)
+        self.backbone.reindex()
+        launch.go_on(self, resume_from_checkpoint)
         return prepared
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            launch.save_state(self, output_dir)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Adapter and head; all processes take part, the main one writes."""

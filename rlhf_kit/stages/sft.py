@@ -17,7 +17,7 @@ from rlhf_kit.models import Backbone, load_backbone, lora_config
 from rlhf_kit.recipe import Recipe
 from rlhf_kit.records import Demonstration
 from rlhf_kit.rewards import autocast
-from rlhf_kit.stages.arguments import build, fit
+from rlhf_kit.stages.arguments import build, fit, mode
 from rlhf_kit.stages.filling import filled_up
 
 ADAPTER = "sft"
@@ -93,5 +93,5 @@ def train(recipe: Recipe, demonstrations: list[Demonstration], work: Path) -> di
         "shortened_prompts": encoder.shortened_prompts,
         "cut_responses": encoder.cut_responses,
         "processes": trainer.args.world_size,
-        "distributed": trainer.accelerator.distributed_type.value.lower(),
+        "distributed": mode(trainer.args),
     }
