@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from rlhf_kit import launch
 from rlhf_kit.errors import ModelError
 from rlhf_kit.models.backbone import Backbone
+from rlhf_kit.models.quantized import check_loaded, leave_file, quantization_config, settle
 from rlhf_kit.models.sources import resolve
 from rlhf_kit.recipe import LoraSection, ModelSection
 
@@ -85,54 +87,35 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, model: ModelSection) -> str:
 
 
 def load_base(model: ModelSection) -> PreTrainedModel:
-    """The pretrained model, in safetensors or from GGUF only, on the CPU or where accelerate will move it.
+    """The pretrained model, in safetensors or from GGUF only, on the CPU or where accelerate will move it; a quantised
+    one on its device already.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: it cannot be read, or is quantised otherwise than the recipe says.
     """
     options: dict[str, Any] = {"dtype": resolve_dtype(model.dtype)}
     if model.attn_implementation is not None:
         options["attn_implementation"] = model.attn_implementation
     if model.quantization is not None:
-        options["quantization_config"] = _quantization(model)
+        options["quantization_config"] = quantization_config(model.quantization, resolve_dtype(model.dtype))
+        if torch.cuda.is_available():  # what is quantised is not moved afterwards: each process loads to its own device
+            options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     try:
-        base = AutoModelForCausalLM.from_pretrained(
-            resolve(model.name_or_path, model.sha256),
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            use_safetensors=True,
-            **options,
-        )
+        with launch.loaded_whole():
+            base = AutoModelForCausalLM.from_pretrained(
+                resolve(model.name_or_path, model.sha256),
+                revision=model.revision,
+                trust_remote_code=model.trust_remote_code,
+                use_safetensors=True,
+                **options,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as failure:
         raise ModelError(f"{model.name_or_path}: cannot be loaded: {_first_line(failure)}") from failure
-    if model.quantization == "4bit":
-        _keep_unpacked(base)
+    check_loaded(base, model)
+    settle(base, resolve_dtype(model.dtype))
+    if model.quantization is not None:
+        leave_file(base)
     return base
-
-
-def _quantization(model: ModelSection) -> BitsAndBytesConfig:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as missing:
-        raise ModelError("model.quantization needs bitsandbytes: pip install 'rlhf_kit[quant]'") from missing
-    if model.quantization == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=resolve_dtype(model.dtype),
-    )
-
-
-def _keep_unpacked(base: PreTrainedModel) -> None:
-    """Stops bitsandbytes from repacking nf4 weights at the first evaluation forward on AVX-512 CPUs: training would
-    then run on the packed ones and get wrong gradients, without an error."""
-    import bitsandbytes
-
-    for module in base.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def lora_config(lora: LoraSection) -> LoraConfig:

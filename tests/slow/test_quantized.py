@@ -1,126 +1,210 @@
-"""A 4-bit base on the CPU: it trains, its adapter reloads, and an evaluation does not spoil the gradients after it."""
+"""4- and 8-bit bases on the CPU: what is sampled, scored and learned from is computed alike.
+
+The oracles are the dequantised weights in a higher precision, and bitsandbytes' own formulas.
+"""
 
 from __future__ import annotations
 
-import json
+import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from backbones import stir
+from quantized_base import model, quantization, recipe_for
 from tiny import make_tiny_tokenizer
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
 
-from rlhf_kit import Demonstration, Recipe, load_backbone
-from rlhf_kit.models import load_base, lora_config
+from rlhf_kit import ModelError, Recipe
+from rlhf_kit.models import load_base, loading, lora_config
 from rlhf_kit.models.backbone import Backbone
-from rlhf_kit.stages import sft
+from rlhf_kit.models.quantized import settle
+from rlhf_kit.rewards import autocast
+
+__all__ = ["model", "quantization"]  # fixtures
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.slow
 
-DEMONSTRATIONS = [
-    Demonstration(prompt="Why is the sky blue?", completion="Air scatters blue light more than red light."),
-    Demonstration(prompt="Is a whale a fish?", completion="No, a whale is a mammal."),
-    Demonstration(prompt="Name three colours.", completion="Red, green and blue."),
-    Demonstration(prompt="Say hello.", completion="Hello!"),
-]
+GENERATOR = torch.Generator().manual_seed(0)
+IDS = torch.randint(5, 400, (4, 24), generator=GENERATOR)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama whose layers nf4 can pack: hidden sizes are multiples of its blocks of 64."""
-    directory = tmp_path_factory.mktemp("quantized") / "model"
-    tokenizer = make_tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+def test_base_is_really_quantized(model: Path, quantization: str) -> None:
+    base = load_base(recipe_for(model, quantization).model)
+    if quantization == "4bit":
+        layers = [module for module in base.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+        assert {layer.weight.quant_type for layer in layers} == {"nf4"}
+        assert all(layer.weight.dtype == torch.uint8 and layer.weight.quant_state.nested for layer in layers)
+    else:
+        layers = [module for module in base.modules() if isinstance(module, bitsandbytes.nn.Linear8bitLt)]
+        assert all(layer.weight.dtype == torch.int8 for layer in layers)
+    assert len(layers) == 14
+    assert base.get_output_embeddings().weight.dtype == torch.bfloat16, "log_probs multiplies with it as it is"
 
 
-def recipe_for(model: Path, dtype: str = "bfloat16") -> Recipe:
-    return Recipe(
-        model={"name_or_path": str(model), "base_id": "tiny/tiny", "quantization": "4bit", "dtype": dtype},
-        lora={"r": 8, "lora_alpha": 16},
-        sft={"learning_rate": 1e-2, "trainer": {"max_steps": 1}},
-    )
+# -------------------------------------------------------------------- evaluation and training compute the same
 
 
-def test_base_is_really_quantized(model: Path) -> None:
-    base = load_base(recipe_for(model).model)
-    layers = [module for module in base.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
-    assert len(layers) == 14 and {layer.weight.quant_type for layer in layers} == {"nf4"}
-    assert all(layer.weight.dtype == torch.uint8 for layer in layers)
+def learning(base: nn.Module, recipe: Recipe) -> Backbone:
+    """The base with an adapter that does something, the same each time."""
+    backbone = Backbone(base, make_tiny_tokenizer(), "tiny/tiny")
+    backbone.add_adapter("sft", lora_config(recipe.lora))
+    stir(backbone, "sft", 1, size=0.05)
+    backbone.train_only("sft")
+    return backbone
 
 
-def test_one_sft_step_and_a_reload_on_a_fresh_base(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = recipe_for(model)
-    trained: list[Backbone] = []
-
-    def kept(section: object) -> Backbone:
-        trained.append(load_backbone(section))  # type: ignore[arg-type]
-        return trained[-1]
-
-    monkeypatch.setattr(sft, "load_backbone", kept)
-    figures = sft.train(recipe, DEMONSTRATIONS, tmp_path)
-    assert figures["processes"] == 1 and figures["loss_first"] > 0
-    entries = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in entries if "loss" in entry] == [1]
-
-    ids = torch.arange(5, 30)[None]
-    base = load_base(recipe.model).eval()
-    with torch.no_grad():
-        with trained[0].eval().role("sft"):
-            expected = trained[0].base(input_ids=ids).logits.float()
-        before = base(input_ids=ids).logits.float()
-        after = PeftModel.from_pretrained(base, str(tmp_path)).eval()(input_ids=ids).logits.float()
-    effect = (before - expected).abs().mean()
-    assert effect > 0.01, "one step changes something"
-    assert (after - expected).abs().mean() < 0.02 * effect
-
-
-def gradients(backbone: Backbone, ids: Tensor) -> Tensor:
-    backbone.train()
-    with backbone.role("sft"), torch.autocast("cpu", torch.bfloat16):
+def log_probs(backbone: Backbone, ids: Tensor = IDS) -> Tensor:
+    with backbone.role("sft"), autocast(backbone):
         hidden = backbone(ids, torch.ones_like(ids, dtype=torch.bool))
-        log_probs, _ = backbone.log_probs(hidden[:, :-1], ids[:, 1:])
-        (-log_probs.mean()).backward()
+        return backbone.log_probs(hidden[:, :-1], ids[:, 1:])[0]
+
+
+def gradients(backbone: Backbone) -> Tensor:
+    with backbone.train().role("sft"):
+        (-log_probs(backbone).mean()).backward()
     flat = torch.cat([parameter.grad.flatten() for parameter in backbone.adapter_parameters("sft")])
     backbone.zero_grad()
     return flat
 
 
-def test_gradients_are_the_same_after_an_evaluation(model: Path) -> None:
-    """On CPUs with AVX-512 BF16 bitsandbytes repacks the weights when it evaluates, and would then train on those."""
-    torch.manual_seed(0)
-    recipe = recipe_for(model)
-    backbone = load_backbone(recipe.model)
-    backbone.add_adapter("sft", lora_config(recipe.lora))
-    for parameter in backbone.adapter_parameters("sft"):
-        torch.nn.init.normal_(parameter, std=0.05)
-    backbone.train_only("sft")
-    ids = torch.randint(5, 400, (4, 24))
-    before = gradients(backbone, ids)
-    with torch.no_grad(), backbone.eval().role("sft"):
-        backbone(ids[:1], torch.ones_like(ids[:1], dtype=torch.bool))
-        backbone(ids, torch.ones_like(ids, dtype=torch.bool))
-    after = gradients(backbone, ids)
-    assert before.norm() > 0
-    assert torch.cosine_similarity(before, after, dim=0) > 0.99
+def evaluated(backbone: Backbone, ids: Tensor = IDS) -> Tensor:
+    with torch.no_grad():
+        return log_probs(backbone.eval(), ids)
+
+
+def test_gradients_after_an_evaluation_are_those_before_it_and_of_the_dequantised_base(
+    model: Path, quantization: str
+) -> None:
+    """On CPUs with AVX-512 BF16 bitsandbytes repacks 4-bit weights when it evaluates, and would then train on those."""
+    recipe = recipe_for(model, quantization)
+    backbone = learning(load_base(recipe.model), recipe)
+    before = gradients(backbone)
+    evaluated(backbone, IDS[:1])
+    evaluated(backbone)
+    assert torch.equal(gradients(backbone), before) and before.norm() > 0
+    plain = load_base(recipe.model).dequantize(dtype=torch.float32).float()
+    assert torch.cosine_similarity(before, gradients(learning(plain, recipe)), dim=0) > 0.999
+
+
+def test_evaluation_training_and_any_batch_give_the_same_log_probabilities(model: Path, quantization: str) -> None:
+    recipe = recipe_for(model, quantization)
+    backbone = learning(load_base(recipe.model), recipe)
+    # bitsandbytes would now compute some columns of each input in another precision, for the whole batch.
+    backbone.base.get_input_embeddings().weight.data[IDS[0, 3], :4] = 20.0
+    found = evaluated(backbone)
+    with backbone.train().role("sft"):
+        assert torch.equal(log_probs(backbone).detach(), found)
+        with torch.no_grad():
+            assert torch.equal(log_probs(backbone), found)
+    assert (torch.cat([evaluated(backbone, row[None]) for row in IDS]) - found).abs().max() < 0.05
+
+
+def raw(model: Path, **options: Any) -> LlamaForCausalLM:
+    """A base as somebody loads it who does not know of `settle`."""
+    config = BitsAndBytesConfig(**options)
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, quantization_config=config)
+
+
+def test_without_care_the_same_comparisons_fail(model: Path) -> None:
+    """What the tests above can see: int8 as bitsandbytes leaves it gives other numbers in each mode and batch."""
+    recipe = recipe_for(model, "8bit")
+    backbone = learning(raw(model, load_in_8bit=True), recipe)
+    backbone.base.get_input_embeddings().weight.data[IDS[0, 3], :4] = 20.0
+    found, alone = evaluated(backbone), torch.cat([evaluated(backbone, row[None]) for row in IDS])
+    trained = log_probs(backbone.train()).detach()
+    assert (trained - found).abs().max() > 0.05 and (alone - found).abs().max() > 0.05
+    settle(backbone.base)
+    assert torch.equal(log_probs(backbone.train()).detach(), evaluated(backbone))
+
+
+def layer_of_eight_bits(dtype: torch.dtype) -> tuple[nn.Module, Tensor]:
+    """A layer with a bias, and its matrix by bitsandbytes' formula in float64."""
+    weight, bias = torch.randn(96, 64, generator=GENERATOR), torch.randn(96, generator=GENERATOR)
+    layer = bitsandbytes.nn.Linear8bitLt(64, 96, has_fp16_weights=False, threshold=6.0)
+    layer.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+    layer.to("cpu")
+    scales = weight.half().abs().amax(1).double() / 127
+    by_hand = (weight.half().double() / scales[:, None]).round() * scales[:, None]
+    settle(nn.Sequential(layer))
+    return layer, by_hand
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "limit"),
+    [(torch.float32, 1.0, 1e-5), (torch.bfloat16, 1.0, 1e-2), (torch.float16, 100.0, 2e-3)],
+)
+def test_a_layer_of_eight_bits_is_its_matrix(dtype: torch.dtype, size: float, limit: float) -> None:
+    """Half precision with inputs whose products with the integers are far beyond 65504."""
+    layer, matrix = layer_of_eight_bits(dtype)
+    x = (torch.randn(2, 5, 64, generator=GENERATOR) * size).to(dtype).requires_grad_()
+    y = layer(x)
+    expected = x.detach().double() @ matrix.T + layer.bias.double()
+    assert y.dtype == dtype and (y.double() - expected).norm() < limit * expected.norm()
+    grad = torch.randn(y.shape, generator=GENERATOR).to(dtype)
+    y.backward(grad)
+    assert x.grad is not None and x.grad.dtype == dtype
+    expected = grad.double() @ matrix
+    assert (x.grad.double() - expected).norm() < limit * expected.norm()
+
+
+def test_a_layer_of_eight_bits_under_autocast_is_as_a_plain_one() -> None:
+    layer, matrix = layer_of_eight_bits(torch.bfloat16)
+    x = torch.randn(3, 64, generator=GENERATOR).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    y.sum().backward()
+    assert y.dtype == torch.bfloat16 and x.grad is not None and x.grad.dtype == torch.float32
+    assert torch.cosine_similarity(x.grad[0].double(), matrix.sum(0), dim=0) > 0.999
+
+
+# -------------------------------------------------------------------- what is refused, and where it is loaded
+
+
+def test_weights_that_are_quantised_already_are_used_where_the_recipe_says_so(model: Path, tmp_path: Path) -> None:
+    half = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float16}
+    raw(model, load_in_4bit=True, **half).save_pretrained(tmp_path / "nf4")
+    make_tiny_tokenizer().save_pretrained(tmp_path / "nf4")
+    plain = Recipe(model={"name_or_path": str(tmp_path / "nf4"), "dtype": "bfloat16"}).model
+    with pytest.raises(ModelError, match=r"quantised already \(bitsandbytes\)\. Set model\.quantization"):
+        load_base(plain)
+    with pytest.raises(ModelError, match=r"model\.quantization: 8bit has quantised nothing in it"):
+        load_base(plain.model_copy(update={"quantization": "8bit"}))
+    base = load_base(plain.model_copy(update={"quantization": "4bit"}))
+    layers = [module for module in base.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    assert len(layers) == 14 and not any(layer.support_avx512bf16_for_cpu for layer in layers)
+    assert {layer.compute_dtype for layer in layers} == {torch.bfloat16}, "as the recipe says, not as the file does"
+
+
+def test_only_what_is_used_stays_in_memory(model: Path, quantization: str) -> None:
+    """No weight is a view of the mapped file, and int8 matrices have no second name that outlives their sharding."""
+    base = load_base(recipe_for(model, quantization, "float32").model)  # as the file has it, so that nothing is cast
+    gc.collect()
+    assert str(model) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    for layer in base.modules():
+        if isinstance(layer, bitsandbytes.nn.Linear8bitLt):
+            assert layer.state.CB is None and layer.weight.CB is None and layer.weight.SCB.dtype == torch.float32
+    assert base.get_output_embeddings().weight is base.get_input_embeddings().weight, "still tied"
+
+
+def test_each_process_loads_a_quantised_base_onto_its_own_device(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Stop(ValueError):
+        pass
+
+    def from_pretrained(*_: Any, **options: Any) -> None:
+        asked.append(options)
+        raise Stop("far enough")
+
+    monkeypatch.setattr(loading.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for section in (recipe_for(model).model, recipe_for(model).model.model_copy(update={"quantization": None})):
+        with pytest.raises(ModelError, match="far enough"):
+            load_base(section)
+    assert asked[0]["device_map"] == {"": 3} and "device_map" not in asked[1]
