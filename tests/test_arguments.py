@@ -1,13 +1,9 @@
-"""What stands between a recipe and a trainer: its mistakes are named, and what would train wrongly is refused."""
+"""What stands between a recipe and a trainer: its mistakes are named."""
 
-from types import SimpleNamespace
-
-import pytest
 from transformers import TrainingArguments
 
-from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.recipe import Recipe
-from rlhf_kit.stages.arguments import mistakes, refuse_many_processes
+from rlhf_kit.stages.arguments import mistakes
 
 
 def recipe(**sft):
@@ -25,9 +21,3 @@ def test_each_mistake_of_a_trainer_mapping_is_named():
         "logging_steps may be set",
         "sft.trainer.learning_rate": "belongs one level up: sft.learning_rate",
     }
-
-
-def test_stages_that_would_not_synchronise_are_refused():
-    refuse_many_processes("ppo", SimpleNamespace(world_size=1))
-    with pytest.raises(RlhfKitError, match="ppo: launched on 2 processes"):
-        refuse_many_processes("ppo", SimpleNamespace(world_size=2))
