@@ -5,19 +5,19 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from recipe_headers import PATHS, RECIPES, prepare
 
 from rlhf_kit import files
 from rlhf_kit.measures import pooled_pair_accuracy
 from rlhf_kit.recipe import load_recipe
 from rlhf_kit.records import Message
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 QUICKSTART = RECIPES / "quickstart"
 KINDS = {
     "demonstrations": "demonstration",
@@ -62,8 +62,16 @@ def rubric() -> Callable[..., list[float]]:
 # -------------------------------------------------------------------- every recipe
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipe_loads_and_its_data_are_clean(path: Path) -> None:
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The current directory holds what the commands in the headers make of the Hub's datasets."""
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(tmp_path_factory.mktemp("shelf"), patch)
+        yield
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_recipe_loads_and_its_data_are_clean(path: Path, shelf: None) -> None:
     recipe = load_recipe(path)
     named = {field: source for field in KINDS if (source := getattr(recipe.data, field)) is not None}
     assert named, "a recipe without data does nothing"
