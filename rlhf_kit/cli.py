@@ -19,6 +19,7 @@ from rlhf_kit.cli_convert import add_convert
 from rlhf_kit.cli_corpus import add_curate, add_stats
 from rlhf_kit.cli_evaluate import add_evaluate
 from rlhf_kit.cli_export import add_export
+from rlhf_kit.cli_plan import add_plan
 from rlhf_kit.cli_report import add_report
 from rlhf_kit.cli_sample import add_sample
 from rlhf_kit.cli_score import add_score
@@ -109,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         stage.add_argument("overrides", metavar="section.key=value", nargs="*", help="put over what the recipe says")
 
+    add_plan(command)
     add_validate(command)
     add_convert(command)
     add_stats(command)
