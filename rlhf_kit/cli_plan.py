@@ -168,13 +168,19 @@ def _parameter_table(found: Plan) -> RenderableType:
 def _memory_table(stage: StagePlan) -> RenderableType:
     from rlhf_kit.planning.results import PARTS
 
-    names = [part for part in PARTS if any(part in phase.parts for phase in stage.phases)]
-    rows = [[PARTS[name], *(_size(phase.parts.get(name, 0)) for phase in stage.phases)] for name in names]
-    rows.append(["in all", *(_size(phase.total) for phase in stage.phases)])
-    title = f"{stage.stage}: memory of a device; the most in {stage.peak.name}: {_size(stage.peak.total)}"
+    unit, divisor, digits = ("MiB", 2**20, 0) if stage.peak.total < 8 * 2**30 else ("GiB", 2**30, 2)
+
+    def shown(size: int) -> str:
+        return f"{size / divisor:.{digits}f}"
+
+    least = divisor / 10**digits / 2  # what would be shown as nothing everywhere is left out
+    names = [part for part in PARTS if any(phase.parts.get(part, 0) >= least for phase in stage.phases)]
+    rows = [[PARTS[name], *(shown(phase.parts.get(name, 0)) for phase in stage.phases)] for name in names]
+    rows.append(["in all", *(shown(phase.total) for phase in stage.phases)])
+    title = f"{stage.stage}: memory of a device; the most in {stage.peak.name}: {_size(stage.peak.total)} GiB"
     if stage.host:
-        title += f" (and {_size(stage.host)} of the machine's own)"
-    return _table(title, ["GiB", *(phase.name for phase in stage.phases)], rows)
+        title += f" (and {_size(stage.host)} GiB of the machine's own)"
+    return _table(title, [unit, *(phase.name for phase in stage.phases)], rows)
 
 
 def _work_table(found: Plan) -> RenderableType:

@@ -59,6 +59,9 @@ def test_every_command_is_run_somewhere() -> None:
         program, *rest = shlex.split(command)
         if program == "make":
             assert f"make {rest[0]}" in ci, command
+        elif "rlhf_kit" in rest:  # by a launch file: tests/slow/test_launch.py starts a run with each kind
+            file = rest[rest.index("--config_file") + 1]
+            assert program == "accelerate" and (ROOT / file).is_file(), command
         elif program in ("python", "accelerate"):
             assert rest[-1].startswith("recipes/") and (ROOT / rest[-1]).is_file() and "accelerate" in scripts, command
         else:
@@ -73,7 +76,7 @@ def test_the_kits_own_commands_run_in_order(
     mine = [shlex.split(c)[1:] for c in commands(ENGLISH) if c.startswith("rlhf-kit")]
     of_data = {"validate", "convert", "stats", "curate"}
     of_rewards = {"evaluate", "score", "sample"}
-    assert {argv[0] for argv in mine} == of_data | of_rewards | {"run", "chat", "export", "report", "doctor"}
+    assert {argv[0] for argv in mine} == of_data | of_rewards | {"run", "plan", "chat", "export", "report", "doctor"}
     said = ""
     for argv in mine:
         assert cli.main(argv) == 0, (argv, capsys.readouterr().err[-2000:])
