@@ -20,7 +20,7 @@ FILES = {path.stem for path in (ROOT / "recipes" / "accelerate").glob("*.yaml")}
 
 @pytest.mark.parametrize("command", commands(TEXT))
 def test_every_command_is_one(command: str) -> None:
-    """Each way is started for real in tests/slow/test_launch.py."""
+    """Each way is started for real in tests/slow/test_launched.py."""
     program, *rest = shlex.split(command)
     if program == "accelerate":
         assert rest.pop(0) == "launch"

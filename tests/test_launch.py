@@ -1,4 +1,4 @@
-"""What several processes of a run agree on, as far as one process can show it; tests/slow/test_launch.py has two."""
+"""What several processes of a run agree on, as far as one process can show it; tests/slow/test_launched.py has two."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_every_command_is_run_somewhere() -> None:
         program, *rest = shlex.split(command)
         if program == "make":
             assert f"make {rest[0]}" in ci, command
-        elif "rlhf_kit" in rest:  # by a launch file: tests/slow/test_launch.py starts a run with each kind
+        elif "rlhf_kit" in rest:  # by a launch file: tests/slow/test_launched.py starts a run with each kind
             file = rest[rest.index("--config_file") + 1]
             assert program == "accelerate" and (ROOT / file).is_file(), command
         elif program in ("python", "accelerate"):
