@@ -129,6 +129,8 @@ def run_step(recipe: Recipe, name: str) -> Path:
     """One step; the steps before it are taken as they are on disk."""
     if name in STAGES or _goes_on_alone():
         run_records(recipe, name, load_data(recipe, [name]))
+    if name in STAGES:
+        _goes_on_alone()  # processes that end while they are connected may do so with an abort
     return Path(recipe.output_dir) / name
 
 

@@ -130,7 +130,7 @@ def test_what_devices_divide_by_hand() -> None:
     assert of("ddp") == Kept(8_000, 100, 200, 200, 0, 0)  # buckets are a copy of the gradients
     assert of("zero2") == Kept(8_000, 100, 25, 75, 0, 0)  # a part of state and of a float32 copy
     assert of("zero3") == Kept(2_000, 125, 25, 75, 8_000, 0)
-    assert of("zero3_offload") == Kept(2_000, 125, 25, 0, 8_000, 100)
+    assert of("zero3_offload") == Kept(0, 100, 25, 0, 8_000, 2_000 + 25 + 100)
     assert of("fsdp2") == Kept(2_000, 25, 25, 50, 5_000, 0)
     assert divided(whole, Wishes(), parameters=4_000, layer=1_500, rest=2_000) == whole
 
@@ -240,6 +240,7 @@ def test_what_does_not_fit_ends_with_three_and_three_changes_that_do_what_they_s
     [
         (["--device", "much"], "much: no size of a memory; write 24GB or 80GiB"),
         (["--throughput", "fast"], "--throughput fast: operations a second"),
+        (["model.quantization=4bit", "--devices", "2", "--mode", "zero3"], "4bit cannot be shared out by zero3"),
         (
             ["model.name_or_path=nobody/nothing", "model.base_id=null"],
             "nobody/nothing: its configuration is neither here",

@@ -26,6 +26,7 @@ from rlhf_kit import launch
 from rlhf_kit.errors import CheckpointError, ModelError
 from rlhf_kit.models.heads import ScalarHead
 from rlhf_kit.models.lora_linear import fuse
+from rlhf_kit.models.quantized import settle
 from rlhf_kit.rl import token_log_probs
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -45,6 +46,7 @@ class Backbone(nn.Module):
 
     def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base_id: str) -> None:
         super().__init__()
+        settle(base)  # whoever has loaded it
         self.base = base.requires_grad_(False)
         self.tokenizer = tokenizer
         self.base_id = base_id
@@ -248,6 +250,8 @@ class Backbone(nn.Module):
         """
         if self._peft is not None:
             raise ModelError("a base with adapters stays frozen; train the adapters, or a model without any")
+        if not all(parameter.is_floating_point() for parameter in self.base.parameters()):
+            raise ModelError("a quantised base stays as it is; give a peft_config, so that an adapter learns on it")
         self.base.requires_grad_(True)
 
     @contextlib.contextmanager

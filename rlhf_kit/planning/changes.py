@@ -179,6 +179,8 @@ def _shared(mode: str) -> Step:
         wishes = state.wishes
         if wishes.devices == 1 or wishes.mode in (mode, "zero3", "zero3_offload", "fsdp2"):
             return state
+        if mode == "zero3" and state.recipe.model.quantization is not None:  # training refuses it
+            return state
         return state.launched(mode=mode)
 
     return step

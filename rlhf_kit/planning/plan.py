@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_kit.errors import Problem, RecipeError
+from rlhf_kit.errors import Problem, RecipeError, RlhfKitError
 from rlhf_kit.planning.architectures import architecture_of
 from rlhf_kit.planning.changes import cheapest
 from rlhf_kit.planning.ppo_plan import plan_ppo
@@ -25,7 +25,13 @@ def plan(recipe: Recipe, wishes: Wishes) -> Plan:
         RecipeError: the recipe names no data.
         ModelError: the model's architecture is not to be had.
         DataError: data that are here cannot be used.
+        RlhfKitError: a quantised base is to be shared out, which training refuses.
     """
+    if wishes.shards_base and recipe.model.quantization is not None:
+        raise RlhfKitError(
+            f"model.quantization {recipe.model.quantization} cannot be shared out by {wishes.mode}; plan with --mode "
+            "ddp or zero2, where each device has the whole quantised base"
+        )
     architecture = architecture_of(recipe.model)
     stages = plan_stages(recipe, wishes)
     if not stages:

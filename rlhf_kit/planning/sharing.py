@@ -60,6 +60,7 @@ def divided(whole: Kept, wishes: Wishes, *, parameters: int, layer: int, rest: i
         return Kept(whole.base, whole.adapters, trained // n, optimizer, 0, host)
     live = min(whole.base, whole.base * (_LIVE + _AHEAD) // parameters)
     adapters = whole.adapters // n + min(whole.adapters, layer)
-    if wishes.mode == "zero3_offload":
-        return Kept(whole.base // n, adapters, trained // n, 0, live, host + optimizer + trained // n)
+    if wishes.mode == "zero3_offload":  # parameters and optimiser are in the memory of the machine
+        host += optimizer + trained // n + (whole.base + whole.adapters) // n
+        return Kept(0, min(whole.adapters, layer), trained // n, 0, live, host)
     return Kept(whole.base // n, adapters, trained // n, optimizer, live, host)

@@ -51,7 +51,7 @@ def dtype_of(model: ModelSection, wishes: Wishes) -> torch.dtype:
 def _setup(recipe: Recipe, model: ModelSection, wishes: Wishes, **fields: Any) -> tuple[Architecture, Setup]:
     architecture = architecture_of(model)
     dtype = dtype_of(model, wishes)
-    autocast = dtype == torch.bfloat16 and model.quantization is None
+    autocast = dtype == torch.bfloat16
     options = {"lora": recipe.lora, **fields}
     return architecture, Setup(
         architecture.config, dtype, model.attn_implementation, autocast, model.quantization, **options

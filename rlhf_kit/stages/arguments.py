@@ -6,11 +6,13 @@ import dataclasses
 import difflib
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from rlhf_kit import launch
 from rlhf_kit.checkpoint import CHECKPOINTS, checkpoints, last_checkpoint, read_json, write_json
@@ -46,7 +48,7 @@ def build(
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         # DeepSpeed's own bf16 would cast what is trained; under it the kit's autocast alone decides.
-        "bf16": in_bf16(recipe) and recipe.model.quantization is None and not deepspeed,
+        "bf16": in_bf16(recipe) and not deepspeed,
         "ddp_broadcast_buffers": False,  # all processes load the same ones
         "use_cpu": not torch.accelerator.is_available(),
         "report_to": "none",
@@ -150,3 +152,17 @@ def mistakes(cls: type[TrainingArguments], stage: str, section: Any) -> Iterator
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
             yield f"{stage}.trainer.{key}", f"not an argument of {cls.__name__}{hint}"
+        elif key == "optim" and (wrong := _wrong_optimizer(str(section.trainer[key]))):
+            yield f"{stage}.trainer.optim", wrong
+
+
+def _wrong_optimizer(name: str) -> str | None:
+    """Why an optimiser cannot be used, where it cannot."""
+    known = [one.value for one in OptimizerNames]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        return f"no optimiser of transformers{f'; did you mean {close[0]!r}?' if close else ''}"
+    of_bitsandbytes = "bnb" in name or name.startswith(("paged_", "lion_", "ademamix")) or name == "adamw_8bit"
+    if of_bitsandbytes and find_spec("bitsandbytes") is None:
+        return f"{name} needs bitsandbytes: pip install 'rlhf-kit[quant]'"
+    return None
