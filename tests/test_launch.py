@@ -148,14 +148,18 @@ def test_deepspeeds_own_precision_and_shared_out_quantised_bases_are_refused():
     def given(stage: int, **config: dict) -> SimpleNamespace:
         return SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage, deepspeed_config=config))
 
-    recipe = SimpleNamespace(model=SimpleNamespace(quantization=None))
+    none, some = SimpleNamespace(quantization=None), SimpleNamespace(quantization="4bit")
+    recipe = SimpleNamespace(model=none, reward_model=none)
     arguments._refuse_what_trains_wrongly(recipe, given(2, bf16={"enabled": False}))
     with pytest.raises(RlhfKitError, match="the DeepSpeed configuration enables bf16, which casts what is trained"):
         arguments._refuse_what_trains_wrongly(recipe, given(2, bf16={"enabled": True}))
-    recipe.model.quantization = "4bit"
-    arguments._refuse_what_trains_wrongly(recipe, given(2))
-    with pytest.raises(RlhfKitError, match="4bit"):
-        arguments._refuse_what_trains_wrongly(recipe, given(3))
+    for field, recipe in (
+        ("model", SimpleNamespace(model=some, reward_model=some)),
+        ("reward.model", SimpleNamespace(model=none, reward_model=some)),
+    ):
+        arguments._refuse_what_trains_wrongly(recipe, given(2))
+        with pytest.raises(RlhfKitError, match=rf"^{field}\.quantization 4bit cannot be shared out by zero3"):
+            arguments._refuse_what_trains_wrongly(recipe, given(3))
 
 
 # ---------------------------------------------------------------- losses in parts

@@ -27,9 +27,10 @@ def plan(recipe: Recipe, wishes: Wishes) -> Plan:
         DataError: data that are here cannot be used.
         RlhfKitError: a quantised base is to be shared out, which training refuses.
     """
-    if wishes.shards_base and recipe.model.quantization is not None:
+    quantised = recipe.model.quantization or recipe.reward_model.quantization
+    if wishes.shards_base and quantised is not None:
         raise RlhfKitError(
-            f"model.quantization {recipe.model.quantization} cannot be shared out by {wishes.mode}; plan with --mode "
+            f"model.quantization {quantised} cannot be shared out by {wishes.mode}; plan with --mode "
             "ddp or zero2, where each device has the whole quantised base"
         )
     architecture = architecture_of(recipe.model)

@@ -91,11 +91,12 @@ def _refuse_what_trains_wrongly(recipe: Recipe, arguments: TrainingArguments) ->
             )
     if launch.by_fsdp() and os.environ.get("FSDP_VERSION") != "2":
         raise RlhfKitError("the launcher asks for FSDP 1, which this kit does not train on; set fsdp_version: 2")
-    if recipe.model.quantization is not None and mode(arguments) in ("zero3", "fsdp"):
-        raise RlhfKitError(
-            f"model.quantization {recipe.model.quantization} cannot be shared out by {mode(arguments)}. Use "
-            "multi_gpu.yaml or zero2.yaml, where each device has the whole quantised base"
-        )
+    for field, model in (("model", recipe.model), ("reward.model", recipe.reward_model)):
+        if model.quantization is not None and mode(arguments) in ("zero3", "fsdp"):
+            raise RlhfKitError(
+                f"{field}.quantization {model.quantization} cannot be shared out by {mode(arguments)}. Use "
+                "multi_gpu.yaml or zero2.yaml, where each device has the whole quantised base"
+            )
 
 
 def batches(work: Path, mode: str, per_device: int, accumulated: int) -> tuple[int, int]:
