@@ -42,9 +42,7 @@ def add_plan(command: Command) -> None:
     parser.add_argument(
         "--throughput", metavar="FLOPS", help="operations a second of a device (2e14), or measured: of this machine"
     )
-    parser.add_argument(
-        "--bandwidth", metavar="BYTES", type=float, help="bytes a second of a device's memory (1e12), for sampling"
-    )
+    parser.add_argument("--bandwidth", metavar="BYTES", help="bytes a second of a device's memory (1e12), for sampling")
     parser.add_argument(
         "--rows",
         metavar="FIELD=N,…",
@@ -101,10 +99,18 @@ def _wishes(arguments: argparse.Namespace, recipe: Any) -> Wishes:
         dtype = dtype_of(recipe.model, wishes)
         print("measuring this machine for two seconds", file=sys.stderr)
         return Wishes(**{**vars(wishes), "throughput": measured_throughput(dtype), "bandwidth": measured_bandwidth()})
-    return Wishes(**{**vars(wishes), "throughput": _positive(throughput), "bandwidth": bandwidth})
+    return Wishes(
+        **{
+            **vars(wishes),
+            "throughput": _positive(
+                throughput, f"--throughput {throughput}: operations a second, such as 2e14, or {_MEASURED}"
+            ),
+            "bandwidth": _positive(bandwidth, f"--bandwidth {bandwidth}: bytes a second, such as 1e12"),
+        }
+    )
 
 
-def _positive(text: str | None) -> float | None:
+def _positive(text: str | None, mistake: str) -> float | None:
     if text is None:
         return None
     try:
@@ -112,7 +118,7 @@ def _positive(text: str | None) -> float | None:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise RlhfKitError(f"--throughput {text}: operations a second, such as 2e14, or {_MEASURED}")
+        raise RlhfKitError(mistake)
     return value
 
 

@@ -240,6 +240,7 @@ def test_what_does_not_fit_ends_with_three_and_three_changes_that_do_what_they_s
     [
         (["--device", "much"], "much: no size of a memory; write 24GB or 80GiB"),
         (["--throughput", "fast"], "--throughput fast: operations a second"),
+        (["--bandwidth", "nan"], "--bandwidth nan: bytes a second, such as 1e12"),
         (["model.quantization=4bit", "--devices", "2", "--mode", "zero3"], "4bit cannot be shared out by zero3"),
         (
             ["model.name_or_path=nobody/nothing", "model.base_id=null"],
@@ -253,7 +254,14 @@ def test_mistakes_end_with_two_in_a_line(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     code, _, err = run(capsys, path, *words)
-    assert code == 2 and said in err and "Traceback" not in err
+    assert code == 2 and said in err.splitlines()[-1] and "Traceback" not in err
+
+
+@pytest.mark.parametrize("rows", ["demonstrations=x", "nope=3", "prompts=0"])
+def test_rows_are_counts_of_fields(path: str, capsys: pytest.CaptureFixture[str], rows: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", path, "--rows", rows])
+    assert ended.value.code == 2 and "such as demonstrations=10000" in capsys.readouterr().err
 
 
 def test_sizes_are_read_as_people_write_them() -> None:
