@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs.json"
+LAUNCH = "launch.json"
+"""In a work directory: on how many processes and how its stage was begun."""
 METRICS = "metrics.jsonl"
 CHECKSUMS = "checksums.json"
 CHECKPOINTS = "checkpoints"
@@ -249,7 +251,8 @@ def finish(work: Path, run: Path, manifest: Manifest, keep_checkpoints: int = 0)
         log.info("%s: the older result is kept as %s", run.name, aside.name)
     work.rename(run)
     _prune(run / CHECKPOINTS, keep_checkpoints)
-    (run / INPUTS).unlink(missing_ok=True)
+    for name in (INPUTS, LAUNCH):
+        (run / name).unlink(missing_ok=True)
 
 
 def checkpoints(directory: Path) -> list[Path]:

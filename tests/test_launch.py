@@ -15,7 +15,7 @@ from ppo_trainers import trainer
 from torch.utils.data import BatchSampler, DataLoader
 
 from rlhf_kit import launch
-from rlhf_kit.checkpoint import write_json
+from rlhf_kit.checkpoint import LAUNCH, write_json
 from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.process import line_for
 from rlhf_kit.ranking import pairs_of, ranking_loss, rating_loss
@@ -104,7 +104,7 @@ def test_the_order_of_one_process_is_accelerates(tmp_path):
 def resumed(tmp_path: Path, monkeypatch, before: dict, processes: int, mode: str, sizes: tuple[int, int]):
     """As if begun so before, with a checkpoint, and now launched on so many processes."""
     (tmp_path / "checkpoints" / "checkpoint-4").mkdir(parents=True, exist_ok=True)
-    write_json(tmp_path / arguments.LAUNCH, before)
+    write_json(tmp_path / LAUNCH, before)
     monkeypatch.setattr(launch, "processes", lambda: processes)
     monkeypatch.setattr(launch, "agreed", lambda value: value)
     return arguments.batches(tmp_path, mode, *sizes)
@@ -139,9 +139,9 @@ def test_numbers_that_cannot_make_such_steps_and_other_engines_are_refused(tmp_p
 
 
 def test_without_a_checkpoint_a_stage_begins_as_it_is_launched(tmp_path, monkeypatch):
-    write_json(tmp_path / arguments.LAUNCH, {"processes": 4, "mode": "zero3"})
+    write_json(tmp_path / LAUNCH, {"processes": 4, "mode": "zero3"})
     assert arguments.batches(tmp_path, "ddp", 4, 2) == (4, 2)
-    assert (tmp_path / arguments.LAUNCH).read_text() == '{\n  "processes": 1,\n  "mode": "ddp"\n}\n'
+    assert (tmp_path / LAUNCH).read_text() == '{\n  "processes": 1,\n  "mode": "ddp"\n}\n'
 
 
 def test_deepspeeds_own_precision_and_shared_out_quantised_bases_are_refused():

@@ -15,15 +15,12 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from rlhf_kit import launch
-from rlhf_kit.checkpoint import CHECKPOINTS, checkpoints, last_checkpoint, read_json, write_json
+from rlhf_kit.checkpoint import CHECKPOINTS, LAUNCH, checkpoints, last_checkpoint, read_json, write_json
 from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.models.loading import resolve_dtype
 from rlhf_kit.recipe import Recipe
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
-
-LAUNCH = "launch.json"
-"""In a work directory: on how many processes and how its stage was begun."""
 
 # What a recipe says in a place of its own, or what a stage needs as it is.
 RESERVED = {

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from rlhf_kit import launch, opinions, seen
-from rlhf_kit.checkpoint import CHECKPOINTS, MetricsLog, read_json, write_json
+from rlhf_kit.checkpoint import CHECKPOINTS, LAUNCH, MetricsLog, read_json, write_json
 from rlhf_kit.data import Encoder, RankedCollator, RankedIds, rated_items, split_by_prompt
 from rlhf_kit.errors import DataError, Problem, RlhfKitError
 from rlhf_kit.models import Backbone
@@ -212,6 +212,7 @@ def _note_done(done: Path, figures: dict[str, Any]) -> None:
     if launch.is_main():
         write_json(done, figures)
         shutil.rmtree(done.parent / CHECKPOINTS, ignore_errors=True)
+        (done.parent / LAUNCH).unlink(missing_ok=True)
     launch.wait()
 
 
