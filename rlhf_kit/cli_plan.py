@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf_kit.cli_shared import Command, count
@@ -98,15 +99,12 @@ def _wishes(arguments: argparse.Namespace, recipe: Any) -> Wishes:
     if throughput == _MEASURED:
         dtype = dtype_of(recipe.model, wishes)
         print("measuring this machine for two seconds", file=sys.stderr)
-        return Wishes(**{**vars(wishes), "throughput": measured_throughput(dtype), "bandwidth": measured_bandwidth()})
-    return Wishes(
-        **{
-            **vars(wishes),
-            "throughput": _positive(
-                throughput, f"--throughput {throughput}: operations a second, such as 2e14, or {_MEASURED}"
-            ),
-            "bandwidth": _positive(bandwidth, f"--bandwidth {bandwidth}: bytes a second, such as 1e12"),
-        }
+        return replace(wishes, throughput=measured_throughput(dtype), bandwidth=measured_bandwidth())
+    wanted = f"--throughput {throughput}: operations a second, such as 2e14, or {_MEASURED}"
+    return replace(
+        wishes,
+        throughput=_positive(throughput, wanted),
+        bandwidth=_positive(bandwidth, f"--bandwidth {bandwidth}: bytes a second, such as 1e12"),
     )
 
 

@@ -242,14 +242,30 @@ class Played(nn.Module):
         return play()
 
 
-def go_on(trainer: Trainer, checkpoint: str | None) -> None:
-    """For trainers of the kit, once their engine is made: DeepSpeed's checkpoints hold what is trained and not the
-    frozen base (transformers sees to that for PEFT's own models only), and DeepSpeed and FSDP go on from one. Does
-    nothing for other engines.
+def prepared(
+    trainer: Trainer, prepare: Callable[[str | None], Item], checkpoint: str | None, backbones: Iterable[Any]
+) -> Item:
+    """What transformers makes ready for a trainer of the kit, with its engine going on from a checkpoint.
+
+    Args:
+        prepare: transformers' own `_prepare_for_training`, told of the checkpoint where it can go on by itself.
+        backbones: whose parameters an engine may replace.
 
     Raises:
         CheckpointError: the checkpoint is none of DeepSpeed's.
     """
+    if trainer.is_fsdp_enabled and checkpoint is not None:
+        trainer._load_from_checkpoint(checkpoint)  # as long as the weights are in one piece
+    made = prepare(None if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled else checkpoint)
+    for backbone in backbones:
+        backbone.reindex()
+    _go_on(trainer, checkpoint)
+    return made
+
+
+def _go_on(trainer: Trainer, checkpoint: str | None) -> None:
+    """DeepSpeed's checkpoints hold what is trained and not the frozen base (transformers sees to that for PEFT's own
+    models only), and DeepSpeed and FSDP go on from one."""
     if trainer.is_deepspeed_enabled:
         engine = trainer.model_wrapped
         engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)

@@ -13,10 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf_kit import Recipe
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_model(directory: Path, *, tied: bool = True) -> Path:
     """A Llama whose layers nf4 can pack: hidden sizes are multiples of its blocks of 64."""
-    directory = tmp_path_factory.mktemp("quantized") / "model"
     tokenizer = make_tiny_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -25,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         initializer_range=0.1,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
@@ -36,6 +34,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of them for a whole file of tests."""
+    return write_model(tmp_path_factory.mktemp("quantized") / "model")
 
 
 @pytest.fixture(params=["4bit", "8bit"])

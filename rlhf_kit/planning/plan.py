@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rlhf_kit.errors import Problem, RecipeError, RlhfKitError
 from rlhf_kit.planning.architectures import architecture_of
 from rlhf_kit.planning.changes import cheapest
@@ -51,7 +53,7 @@ def plan(recipe: Recipe, wishes: Wishes) -> Plan:
     )
     if wishes.device is None:
         return found
-    return Plan(**{**vars(found), "changes": cheapest(recipe, wishes, found.stages, plan_stages)})
+    return replace(found, changes=cheapest(recipe, wishes, found.stages, plan_stages))
 
 
 def plan_stages(recipe: Recipe, wishes: Wishes) -> tuple[StagePlan, ...]:

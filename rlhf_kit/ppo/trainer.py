@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -405,14 +406,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self.roles.reload(Path(self.state.best_model_checkpoint))
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Updates, resume_from_checkpoint: Any) -> Any:
-        if self.is_fsdp_enabled and resume_from_checkpoint is not None:
-            self._load_from_checkpoint(resume_from_checkpoint)  # as long as the weights are in one piece
-        engine = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        checkpoint = None if engine else resume_from_checkpoint
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
-        for backbone in self.roles.backbones:
-            backbone.reindex()
-        launch.go_on(self, resume_from_checkpoint)
+        prepare = partial(super()._prepare_for_training, max_steps, train_dataloader)
+        prepared = launch.prepared(self, prepare, resume_from_checkpoint, self.roles.backbones)
         if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
             self._restore_state(Path(resume_from_checkpoint))
         return prepared

@@ -45,7 +45,7 @@ def build(
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         # DeepSpeed's own bf16 would cast what is trained; under it the kit's autocast alone decides.
-        "bf16": in_bf16(recipe) and not deepspeed,
+        "bf16": resolve_dtype(recipe.model.dtype) == torch.bfloat16 and not deepspeed,
         "ddp_broadcast_buffers": False,  # all processes load the same ones
         "use_cpu": not torch.accelerator.is_available(),
         "report_to": "none",
@@ -63,11 +63,6 @@ def build(
     sizes = batches(work, mode(arguments), *sizes)
     arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps = sizes
     return arguments
-
-
-def in_bf16(recipe: Recipe) -> bool:
-    """Whether the base is in bfloat16, so that what is trained on it runs under autocast."""
-    return resolve_dtype(recipe.model.dtype) == torch.bfloat16
 
 
 def mode(arguments: TrainingArguments) -> str:

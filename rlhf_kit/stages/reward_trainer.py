@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +125,8 @@ class RewardTrainer(Trainer):  # type: ignore[misc]
     # ---------------------------------------------------------------- checkpoints
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: Any) -> Any:
-        if self.is_fsdp_enabled and resume_from_checkpoint is not None:
-            self._load_from_checkpoint(resume_from_checkpoint)  # as long as the weights are in one piece
-        engine = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        checkpoint = None if engine else resume_from_checkpoint
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, checkpoint)
-        self.backbone.reindex()
-        launch.go_on(self, resume_from_checkpoint)
-        return prepared
+        prepare = partial(super()._prepare_for_training, max_steps, train_dataloader)
+        return launch.prepared(self, prepare, resume_from_checkpoint, [self.backbone])
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_fsdp_enabled:

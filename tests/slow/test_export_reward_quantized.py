@@ -8,6 +8,7 @@ import pytest
 import torch
 from backbones import lora, stir
 from peft import PeftModel
+from quantized_base import write_model
 from safetensors.torch import load_file
 from tiny import make_tiny_tokenizer
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
-    LlamaConfig,
     LlamaForCausalLM,
 )
 
@@ -36,34 +36,13 @@ RESPONSES = [[*range(90 + n, 94 + 4 * n), END] for n in range(6)]
 WHOLE = [prompt + response for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
 
 
-def make_base(directory: Path) -> None:
-    """A Llama whose layers nf4 can pack: hidden sizes are multiples of its blocks of 64."""
-    tokenizer = make_tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.1,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-
-
 def source_of(recipe: Recipe, stage: Path, manifest: Manifest) -> Source:
     return Source(stage, "reward", stage, stage, manifest, recipe)
 
 
 def make_stage(directory: Path, quantization: str, dtype: str) -> tuple[Recipe, Manifest, Tensor]:
     """A reward stage on a quantised base, and its scores before it was saved."""
-    make_base(directory / "base")
+    write_model(directory / "base", tied=False)
     recipe = Recipe(
         model={
             "name_or_path": str(directory / "base"),
