@@ -6,7 +6,7 @@ Axes as everywhere: B sequences, P prompt (left-padded), R response (right-padde
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -28,11 +28,13 @@ class Sequences:
         input_ids: (B, T) token ids: a left-padded prompt, then a right-padded response.
         attention_mask: (B, T) bool.
         response_length: R. Column t of any (B, R) tensor is response token t.
+        lower: (B, T, H) what the layers below every adapter of the policy's base make of it, where that is kept.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     response_length: int
+    lower: Tensor | None = None
 
     def __post_init__(self) -> None:
         expect("attention_mask", self.attention_mask, tuple(self.input_ids.shape), torch.bool)
@@ -40,6 +42,8 @@ class Sequences:
             raise ValueError(
                 f"response_length {self.response_length} leaves no prompt in {self.input_ids.size(1)} tokens"
             )
+        if self.lower is not None:
+            expect("lower", self.lower, (*self.input_ids.shape, self.lower.size(-1)))
 
     @classmethod
     def collate(cls, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int) -> Sequences:
@@ -52,6 +56,11 @@ class Sequences:
             ids[row, p : p + len(response)] = torch.tensor(response, dtype=torch.long)
             mask[row, p - len(prompt) : p + len(response)] = True
         return cls(ids, mask, r)
+
+    @property
+    def prompt_length(self) -> int:
+        """P."""
+        return self.input_ids.size(1) - self.response_length
 
     @property
     def responses(self) -> Tensor:
@@ -80,11 +89,13 @@ class Sequences:
 
     def select(self, rows: Tensor) -> Sequences:
         """The sequences `rows` (a 1-D index tensor), still padded as the whole is."""
-        return Sequences(self.input_ids[rows], self.attention_mask[rows], self.response_length)
+        lower = None if self.lower is None else self.lower[rows]
+        return Sequences(self.input_ids[rows], self.attention_mask[rows], self.response_length, lower)
 
     def to(self, device: torch.device | str) -> Sequences:
         """The same batch on another device."""
-        return Sequences(self.input_ids.to(device), self.attention_mask.to(device), self.response_length)
+        lower = None if self.lower is None else self.lower.to(device)
+        return Sequences(self.input_ids.to(device), self.attention_mask.to(device), self.response_length, lower)
 
 
 @dataclass(frozen=True)
@@ -96,6 +107,8 @@ class Episodes:
             is exactly 1.
         score: (B,) what the response earned, penalties included.
         kl: per-token KL(policy || reference).
+        importance: how much each token counts in the policy's loss, where an engine has sampled it that rounds
+            otherwise; None is 1.
     """
 
     sequences: Sequences
@@ -105,11 +118,14 @@ class Episodes:
     returns: Tensor
     kl: Tensor
     score: Tensor
+    importance: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.sequences.responses.shape)
         for name in ("log_probs", "values", "advantages", "returns", "kl"):
             expect(name, getattr(self, name), shape, torch.float32)
+        if self.importance is not None:
+            expect("importance", self.importance, shape, torch.float32)
         expect("score", self.score, shape[:1], torch.float32)
 
     def __len__(self) -> int:
@@ -118,8 +134,12 @@ class Episodes:
     def select(self, rows: Tensor) -> Episodes:
         """The episodes `rows` (a 1-D index tensor), still padded as the whole was: padding must not depend on the
         minibatch, or the first ratio of policy to old policy is not exactly 1 in low precision."""
-        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "sequences"}
-        return Episodes(self.sequences.select(rows), **picked)
+        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sequences"}
+        return replace(
+            self,
+            **{name: tensor[rows] for name, tensor in held.items() if tensor is not None},
+            sequences=self.sequences.select(rows),
+        )
 
     def minibatches(self, size: int, generator: torch.Generator) -> Iterator[Episodes]:
         """The episodes once, in random order, `size` at a time."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 __all__ = [
     "CheckpointError",
     "DataError",
+    "EngineError",
     "ExportError",
     "InputError",
     "ModelError",
@@ -70,3 +71,7 @@ class CheckpointError(RlhfKitError):
 
 class ExportError(RlhfKitError):
     """An exported adapter does not do what the trained one did."""
+
+
+class EngineError(RlhfKitError):
+    """The server that samples does not answer, or cannot do what the run needs of it."""

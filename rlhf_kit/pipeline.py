@@ -245,6 +245,8 @@ def _inputs(recipe: Recipe, name: str, parents: dict[str, Path]) -> dict[str, An
     if name == "ppo":
         others = [source for source in recipe.ppo.reward_funcs if source != REWARD]
         sources |= {f"reward_funcs.{n}": _file_of(source) for n, source in enumerate(others)}
+        engine = recipe.ppo.rollout  # where the server is, and how long it is waited for, changes no result
+        settings["ppo"]["rollout"] = {"engine": engine.engine, "importance_cap": engine.importance_cap}
     if name == "reward":
         sources |= recipe.phases
     if name in ("reward", "ppo"):

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from .health import LIMITS
+from .recipe_rollout import RolloutSection
 from .recipe_sections import CHECKPOINTING, SCHEDULE, TRAINER, Name, Schedule, Section
 
 __all__ = ["PpoSection", "Sizes", "mistakes"]
@@ -172,6 +173,13 @@ class PpoSection(Section):
     num_generations: int = Field(default=1, ge=1, description="Answers of one prompt in an update.")
     local_rollout_forward_batch_size: int = Field(
         default=64, ge=1, description="Answers sampled side by side, those to prompts of like length."
+    )
+    rollout: RolloutSection = Field(default=RolloutSection(), description="What samples, and how far it is trusted.")
+    frozen_states_limit: float = Field(
+        default=1024.0,
+        ge=0,
+        description="MiB on each device for what the layers below every adapter (lora.layers_to_transform) make of an "
+        "update's answers: computed once for all roles and passes. What does not fit is computed by each; 0: all is.",
     )
     ds3_gather_for_generation: bool = Field(
         default=True,

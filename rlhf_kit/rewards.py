@@ -50,9 +50,11 @@ def stage_of(run: str | Path) -> Path | None:
 def states_of(backbone: Backbone, batch: Sequences | PackedRows, name: str = REWARD) -> Tensor:
     """(N, H) the hidden states at the last real token of each response: EOS where the response has ended."""
     with backbone.role(name):
-        positions = batch.position_ids if isinstance(batch, PackedRows) else None
-        hidden: Tensor = backbone(batch.input_ids, batch.attention_mask, positions)[batch.ends]
-    return hidden
+        if isinstance(batch, PackedRows):
+            hidden: Tensor = backbone(batch.input_ids, batch.attention_mask, batch.position_ids)
+        else:
+            hidden = backbone(batch.input_ids, batch.attention_mask, lower=batch.lower)
+        return hidden[batch.ends]
 
 
 def outputs_of(backbone: Backbone, batch: Sequences | PackedRows, name: str = REWARD) -> Tensor:

@@ -242,6 +242,13 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
+def truncated_importance(log_probs: Tensor, sampled: Tensor, mask: Tensor, cap: float) -> Tensor:
+    """min(p / q, cap) for every token, p its probability in training and q that by which it was sampled (Ionides 2008,
+    eq. 4; arXiv 1802.01561, section 4.1); 1 under the mask. All (B, R), without a gradient."""
+    log_ratio = torch.where(mask, log_probs - sampled, 0.0).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_ratio.exp().clamp(max=cap)
+
+
 def policy_loss(
     log_probs: Tensor,
     old_log_probs: Tensor,
@@ -250,6 +257,7 @@ def policy_loss(
     *,
     cliprange: float | None,
     dual_clip: float | None = None,
+    importance: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """PPO's clipped surrogate (arXiv 1707.06347, eq. 7), a (B, R) loss a token, and where the clip was active (B,
     R).
@@ -258,6 +266,7 @@ def policy_loss(
         cliprange: None clips nothing; on the samples of the policy itself the gradient is then that of the advantage
             actor-critic, -A grad log pi (arXiv 1602.01783, section 4).
         dual_clip: c > 1; where the advantage is negative the loss is at most -c A (arXiv 1912.09729, eq. 5).
+        importance: (B, R) how much each token's loss counts, where others than the policy have sampled it.
     """
     log_ratio = torch.where(mask, log_probs - old_log_probs, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     advantages = torch.where(mask, advantages, 0.0)
@@ -273,6 +282,8 @@ def policy_loss(
         bounded = (advantages < 0) & (loss > bound)
         active = active | bounded
         loss = torch.where(bounded, bound, loss)
+    if importance is not None:
+        loss = loss * importance
     return torch.where(mask, loss, 0.0), mask & active
 
 

@@ -7,11 +7,13 @@ import inspect
 import json
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import yaml
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rlhf_kit.health import LIMITS
@@ -79,6 +81,15 @@ def choices(annotation: Any) -> list[Any]:
     return [value for part in typing.get_args(annotation) for value in choices(part)]
 
 
+def rows(section: type[BaseModel], before: str = "") -> Iterator[str]:
+    """A line a setting; a section inside is its settings, by their dotted names."""
+    for name, info in section.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from rows(info.annotation, f"{before}{name}.")
+        else:
+            yield row(f"{before}{name}", info)
+
+
 def row(name: str, info: FieldInfo) -> str:
     default = info.get_default(call_default_factory=True)
     others = [value for value in choices(info.annotation) if value != default]
@@ -87,8 +98,7 @@ def row(name: str, info: FieldInfo) -> str:
 
 
 def settings_table() -> str:
-    rows = "".join(row(name, info) for name, info in PpoSection.model_fields.items())
-    return f"| setting | default | meaning |\n|---|---|---|\n{rows}"
+    return f"| setting | default | meaning |\n|---|---|---|\n{''.join(rows(PpoSection))}"
 
 
 def cells(text: str, heading: str) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf_kit import DataError, ModelError, PPOTrainer, RlhfKitError
 from rlhf_kit.models import ScalarHead
 from rlhf_kit.ppo.prompts import prompts_of_update, read_prompts
+from rlhf_kit.rollout import Ending
 
 
 def peft(**fields):
@@ -183,7 +185,7 @@ def test_experience_is_what_separate_models_say(tmp_path, reference, value):
         made.roles.reference = type(made.roles.reference)(made.roles.policy.backbone)
     # EOS for one common token, so that some responses end and others do not.
     eos = int(episodes_of(made).sequences.responses[0, 2])
-    made.experience.ending = type(made.experience.ending)((eos,), 6)
+    made.experience.sampler.sampling = replace(made.experience.sampler.sampling, ending=Ending((eos,), 6))
     episodes = episodes_of(made)
     names = ("policy", "reward", "sft") + (("value",) if value == "adapter" else ())
     models = {name: separate(made, tmp_path, name) for name in names}

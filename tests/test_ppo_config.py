@@ -12,13 +12,15 @@ from transformers import HfArgumentParser, TrainingArguments
 from rlhf_kit import DataError, PPOConfig, RecipeError, load_recipe
 from rlhf_kit.ppo.config import OWN_TO_RECIPES, _from_section
 from rlhf_kit.recipe_ppo import PpoSection, Sizes
+from rlhf_kit.recipe_sections import Section
 from rlhf_kit.validation import check_recipe
 
 
 def default_of(field):
-    """Of a dataclass's field, or of pydantic's."""
+    """Of a dataclass's field, or of pydantic's; a section inside is a mapping with nothing in it, to be filled in."""
     if isinstance(field, FieldInfo):
-        return field.get_default(call_default_factory=True)
+        default = field.get_default(call_default_factory=True)
+        return {} if isinstance(default, Section) else default
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
@@ -35,8 +37,8 @@ def test_the_section_and_the_config_have_the_same_names_and_defaults(tmp_path):
     others = {f.name for f in dataclasses.fields(TrainingArguments)}
     for name in ours.keys() - section.keys() - others:
         assert name in (PPOConfig.__doc__ or ""), name
-    made, read = PPOConfig(output_dir=str(tmp_path), use_cpu=True), PpoSection()
-    assert all(getattr(made, name) == getattr(read, name) for name in section.keys() - set(OWN_TO_RECIPES))
+    made, read = PPOConfig(output_dir=str(tmp_path), use_cpu=True), PpoSection().model_dump()
+    assert all(getattr(made, name) == read[name] for name in section.keys() - set(OWN_TO_RECIPES))
 
 
 def test_a_setting_of_the_section_is_one_of_the_config_with_its_default_and_description(monkeypatch):

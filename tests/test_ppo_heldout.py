@@ -1,12 +1,14 @@
 """Held-out evaluation of PPO: its figures against separate models and counting by hand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from ppo_trainers import PROMPTS, ROWS, config, separate, tiny_roles, trainer
 
 from rlhf_kit import PPOTrainer, RlhfKitError
+from rlhf_kit.rollout import Ending
 
 HELD_OUT = [{"input_ids": ids, "wish": n} for n, ids in enumerate(PROMPTS[2:8])]
 
@@ -39,7 +41,7 @@ def test_the_figures_by_hand(tmp_path):
     made = with_held_out(tmp_path, missing_eos_penalty=0.5, length_penalty=0.25, response_length=7)
     answers = watched(made)
     ends = tuple(range(0, 512, 5))  # so many tokens end a response that lengths and endings differ
-    made.experience.ending = type(made.experience.ending)(ends, 7)
+    made.experience.sampler.sampling = replace(made.experience.sampler.sampling, ending=Ending(ends, 7))
     found = made.evaluate()
     reference, policy = answers
     scores = [

@@ -22,6 +22,7 @@ from rlhf_kit.ppo.prompts import read_prompts
 from rlhf_kit.ppo.reward_sources import FunctionReward, names_of
 from rlhf_kit.ppo.rewarding import Rewards
 from rlhf_kit.ppo.setup import make_sources
+from rlhf_kit.rollout import Drawn
 
 TOKENIZER = AutoTokenizer.from_pretrained(tiny_directory())
 CHAT = [{"role": "system", "content": "You are helpful."}, {"role": "user", "content": "Name three colours."}]
@@ -36,7 +37,8 @@ def answered(rows, texts=TEXTS, end=True):
     eos = [TOKENIZER.eos_token_id] if end else []
     responses = [TOKENIZER(text)["input_ids"] + eos for text in texts]
     sequences = Sequences.collate([row.ids for row in prompts], responses, TOKENIZER.pad_token_id)
-    return Answers.of(prompts, responses, torch.full((len(texts),), end), sequences, TOKENIZER)
+    drawn = [Drawn(tuple(response), ()) for response in responses]
+    return Answers.of(prompts, drawn, torch.full((len(texts),), end), sequences, TOKENIZER)
 
 
 # ---------------------------------------------------------------- functions

@@ -8,6 +8,9 @@ Operations a token, with N weights of the blocks' linear layers, M of their adap
 forward; in training 4 N + 6 M where the base is frozen (no gradient of its own), 6 N where the model is trained in
 full; the head counts at the response's positions only, 2 E forward and 4 E in training.
 
+With adapters on the upper half of the layers only, the lower half's forward pass is made once in scoring, decoding
+makes it anew, and training makes neither it nor its backward pass.
+
 Passes that cannot be left out: reference (its head included) and reward model, and the value model where it is one of
 its own; the policy's log-probabilities and shared values could come out of decoding.
 """
@@ -99,7 +102,15 @@ def least(settings: Settings, sizes: Sizes, machine: Machine) -> dict[str, dict[
     generate = prompts + settings.response_length * weights / machine.reading
     score = {"shared": reference + forward, "adapter": reference + 2 * forward, "full": reference + 2 * forward}
     train = {"shared": policy, "adapter": policy + frozen, "full": policy + full}
-    return {kind: {"generate": generate, "score": score[kind], "train": train[kind]} for kind in score}
+    found = {kind: {"generate": generate, "score": score[kind], "train": train[kind]} for kind in score}
+    # Half of every pass of the layers, one lower half in scoring, half of the adapters' bytes in decoding.
+    head = {"score": answers * 2 * sizes.head / machine.head, "train": settings.epochs * answers * 4 * sizes.head}
+    found["upper_half"] = {
+        "generate": generate - settings.response_length * ADAPTER_BYTES * sizes.adapter / 2 / machine.reading,
+        "score": tokens * sizes.base / machine.blocks + (score["shared"] - head["score"]) / 2 + head["score"],
+        "train": frozen / 2 + head["train"] / machine.head,
+    }
+    return found
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ from rlhf_kit import launch
 from rlhf_kit.errors import CheckpointError, ModelError
 from rlhf_kit.models.heads import ScalarHead
 from rlhf_kit.models.lora_linear import fuse
+from rlhf_kit.models.lower_layers import LowerLayers
+from rlhf_kit.models.packed_linear import packed
 from rlhf_kit.models.quantized import settle
 from rlhf_kit.rl import token_log_probs
 
@@ -53,6 +55,7 @@ class Backbone(nn.Module):
         self.config = base.config
         self.hidden_size: int = base.get_input_embeddings().embedding_dim
         self.heads = nn.ModuleDict()
+        self._lower: LowerLayers | None = None  # not looked for since adapters came
         # The longest sequence at which packed rows were found to be right; 0: they are wrong; None: not tried yet.
         self.packs_up_to: int | None = None
         self._peft: PeftModel | None = None
@@ -281,6 +284,7 @@ class Backbone(nn.Module):
         self._active = name
 
     def _index(self) -> None:
+        self._lower = None
         self._layers = [module for module in self.base.modules() if isinstance(module, BaseTunerLayer)]
         for layer in self._layers:
             fuse(layer)
@@ -333,13 +337,32 @@ class Backbone(nn.Module):
 
     # ---------------------------------------------------------------- forward
 
+    def packed(self) -> contextlib.AbstractContextManager[None]:
+        """Within, passes without gradients are quicker on a CPU, most of all those of few rows, for a second copy of
+        the layers' matrices in memory; nothing may be trained or loaded meanwhile. See `packed_linear`."""
+        return packed(self.decoder)
+
     @property
     def decoder(self) -> nn.Module:
         """The layers without the output head."""
         return self.base.get_decoder()
 
+    @property
+    def lower_layers(self) -> LowerLayers:
+        """The layers below every adapter: what they make of a sequence is the same for all roles."""
+        if self._lower is None:
+            count = self.config.get_text_config().num_hidden_layers
+            self._lower = LowerLayers.found(self.decoder, count, [] if launch.parted() else self._layers, self)
+        return self._lower
+
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor | None = None,
+        *,
+        lower: Tensor | None = None,
+        **kwargs: Any,
     ) -> Tensor:
         """Last hidden states (B, T, H) under the active role.
 
@@ -349,13 +372,15 @@ class Backbone(nn.Module):
                 column.
             position_ids: (B, T). Where they are left out, positions count real tokens only, so that padding on the
                 left shifts nothing.
+            lower: (B, T, H) what `lower_layers` made of it: these are left out.
         """
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
         mask = attention_mask.long() if attention_mask.dim() == 2 else self._additive(attention_mask)
-        output = self.decoder(
-            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False, **kwargs
-        )
+        with contextlib.nullcontext() if lower is None else self.lower_layers.left_out(lower):
+            output = self.decoder(
+                input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False, **kwargs
+            )
         hidden: Tensor = output.last_hidden_state
         return hidden
 

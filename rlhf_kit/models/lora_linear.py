@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from rlhf_kit.models.packed_linear import is_plain, product
+
 _shorter: ContextVar[bool] = ContextVar("shorter", default=True)
 
 # The attribute of a PEFT layer that holds its matrices in the dtype of the computation: no module, no parameter.
@@ -91,44 +93,38 @@ def _forward(self: lora.Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         y = _LoraLinear.apply(rows, base.weight, base.bias, a, b, self.scaling[name])
     else:
         a, b = _copy(copies, name + "/A", a, x.dtype), _copy(copies, name + "/B", b, x.dtype)
-        y = F.linear(rows, base.weight, base.bias).addmm_(rows @ a.T, b.T, alpha=self.scaling[name])
+        y = product(base, rows).addmm_(rows @ a.T, b.T, alpha=self.scaling[name])
     return y.view(*x.shape[:-1], y.size(-1))
 
 
 def _plain_matrices(layer: lora.Linear, x: Tensor) -> tuple[str, nn.Linear, Tensor, Tensor] | None:
     """The one active adapter, the base layer, A and B where the shorter forward is PEFT's own up to rounding; None
     where it may not be."""
-    active, matrices = layer.active_adapters, layer.lora_A
-    if layer.disable_adapters or layer.merged or len(active) != 1 or active[0] not in matrices:
+    # By the attributes behind PEFT's properties, and by `vars`: a decoding step asks hundreds of times, and modules
+    # look their children up slowly.
+    own, parts = vars(layer), vars(layer)["_modules"]
+    active = own["_active_adapter"]
+    name = active[0] if type(active) is list and len(active) == 1 else active
+    if own["_disable_adapters"] or own["merged_adapters"] or type(name) is not str:
         return None
-    name: str = active[0]
-    base, a, b, dropout = layer.base_layer, matrices[name], layer.lora_B[name], layer.lora_dropout[name]
-    weight, kind, dtype = base.weight, x.device.type, x.dtype
+    if (a := parts["lora_A"]._modules.get(name)) is None:
+        return None
+    base, b, dropout = parts["base_layer"], parts["lora_B"]._modules[name], parts["lora_dropout"]._modules[name]
+    if not (is_plain(base) and is_plain(a) and is_plain(b)):
+        return None
+    weight, bias, kind, dtype = base.weight, base.bias, x.device.type, x.dtype
     autocast = torch.is_autocast_enabled(kind)
     plain = (
         dtype == weight.dtype
         and (torch.get_autocast_dtype(kind) == dtype if autocast else a.weight.dtype == b.weight.dtype == dtype)
         and not weight.requires_grad
-        and (base.bias is None or (base.bias.dtype == dtype and not base.bias.requires_grad))
-        and (isinstance(dropout, nn.Identity) or not dropout.training or dropout.p == 0.0)
-        and name not in layer.lora_variant
-        and not layer.lora_bias[name]
-        and not any(_hooked(module) for module in (base, a, b))
+        and (bias is None or (bias.dtype == dtype and not bias.requires_grad))
+        and (type(dropout) is nn.Identity or not dropout.training or dropout.p == 0.0)
+        and name not in own["lora_variant"]
+        and not own["lora_bias"][name]
         and not torch.compiler.is_compiling()
     )
     return (name, base, a.weight, b.weight) if plain else None
-
-
-def _hooked(module: nn.Module) -> bool:
-    """Whether calling the module does more than its class says (offloading, sharding, quantisation)."""
-    return bool(
-        type(module) is not nn.Linear
-        or "forward" in vars(module)
-        or module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def _copy(copies: dict[str, Any], key: str, matrix: Tensor, dtype: torch.dtype) -> Tensor:

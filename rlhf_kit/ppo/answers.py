@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_kit.batches import Sequences
 from rlhf_kit.data import one_line
 from rlhf_kit.ppo.prompts import PromptRow, last_turn
+from rlhf_kit.rollout import Drawn
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class Answers:
         completion_ids: the tokens of each response, EOS included.
         texts: of the responses, without special tokens.
         ended: (B,) bool, whether a response ended by itself.
+        sampled: (B, R) the log-probabilities by which an engine outside the trainer drew the tokens; None where the
+            trainer drew them itself.
     """
 
     rows: Sequence[PromptRow]
@@ -31,19 +35,27 @@ class Answers:
     completion_ids: list[list[int]]
     texts: list[str]
     ended: Tensor
+    sampled: Tensor | None = None
 
     @classmethod
     def of(
         cls,
         rows: Sequence[PromptRow],
-        responses: list[list[int]],
+        drawn: Sequence[Drawn],
         ended: Tensor,
         sequences: Sequences,
         tokenizer: PreTrainedTokenizerBase,
     ) -> Answers:
         """With the texts that the tokenizer makes of the responses."""
+        responses = [list(one.ids) for one in drawn]
         texts = [str(tokenizer.decode(response, skip_special_tokens=True)) for response in responses]
-        return cls(rows, sequences, responses, texts, ended)
+        sampled = None
+        if drawn[0].log_probs:
+            sampled = torch.zeros(sequences.responses.shape)
+            for row, one in enumerate(drawn):
+                sampled[row, : len(one.ids)] = torch.tensor(one.log_probs)
+            sampled = sampled.to(sequences.input_ids.device)
+        return cls(rows, sequences, responses, texts, ended, sampled)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,6 +69,7 @@ class Answers:
             [self.completion_ids[place] for place in chosen],
             [self.texts[place] for place in chosen],
             self.ended[places],
+            None if self.sampled is None else self.sampled[places],
         )
 
     @property

@@ -82,8 +82,8 @@ def _figures(history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 def _settings(config: PPOConfig) -> Iterator[tuple[str, str]]:
-    for key, field in PpoSection.model_fields.items():
-        if key not in OWN_TO_RECIPES and getattr(config, key) != field.get_default(call_default_factory=True):
+    for key, default in PpoSection().model_dump().items():
+        if key not in OWN_TO_RECIPES and getattr(config, key) != default:
             yield key, str(getattr(config, key))
 
 

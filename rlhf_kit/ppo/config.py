@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -14,10 +15,14 @@ from transformers import TrainingArguments
 from rlhf_kit.errors import DataError, Problem
 from rlhf_kit.reasons import field_of, findings, reason_of
 from rlhf_kit.recipe_ppo import PpoSection, mistakes
+from rlhf_kit.recipe_rollout import RolloutSection
 
 OWN_TO_RECIPES = ("init", "reward_funcs", "keep_checkpoints", "trainer")
 """Settings of the section that `PPOConfig` lacks: models and rewards are arguments of the trainer, the trainer removes
 no checkpoints when it is done, and the config is what `trainer` adds to."""
+
+MAPPINGS = ("stop_on", "rollout")
+"""Settings that are mappings, which a command line gives as JSON."""
 
 
 def _from_section() -> list[tuple[str, Any, Any]]:
@@ -29,8 +34,11 @@ def _from_section() -> list[tuple[str, Any, Any]]:
         default: Any = {"default": info.default}
         if info.default_factory is not None:
             default = {"default_factory": info.default_factory}
-        # On a command line a mapping is JSON.
-        kind = dict[str, float] | str | None if name == "stop_on" else info.annotation
+        kind: Any = info.annotation
+        if name in MAPPINGS:  # JSON on a command line
+            kind = dict[str, Any] | str | None
+        if name == "rollout":
+            default = {"default_factory": dict}
         text = (info.description or "").replace("%", "%%")
         found.append((name, kind, field(**default, metadata={"help": text})))
     return found
@@ -50,6 +58,8 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
     Args:
         model_init_kwargs: for `from_pretrained`, where the model is given by name.
         stop_on: figures at which the run stops, `{"kl": 20, "eos_rate": 0.2}`.
+        rollout: what samples, `{"engine": "vllm", "base_url": "http://127.0.0.1:8000"}` (`RolloutSection` in
+            `rlhf_kit/recipe_rollout.py`); what is left out is filled in.
         num_sample_generations: as in TRL: how often held-out prompts are answered over the run, where there is an
             `eval_dataset` and `eval_steps` is left out; 0 is never.
         model_adapter_name: as in TRL: the adapter of a `PeftModel` that is trained.
@@ -85,8 +95,10 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
     def __post_init__(self) -> None:
         if self.eval_steps is not None and self.eval_strategy == "no":
             self.eval_strategy = "steps"
-        if isinstance(self.stop_on, str):
-            self.stop_on = json.loads(self.stop_on)
+        for name in MAPPINGS:
+            if isinstance(getattr(self, name), str):
+                with contextlib.suppress(ValueError):  # what is no JSON is no mapping, and said below
+                    setattr(self, name, json.loads(getattr(self, name)))
         if self.activation_checkpointing is None:  # else transformers warns of the older name, even where it is off
             self.activation_checkpointing = self.gradient_checkpointing
         by_default = self.eval_steps is None and not self.load_best_model_at_end
@@ -96,6 +108,12 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
         found = list(_out_of_bounds(self)) or list(mistakes(self, self.world_size))
         if found:
             raise DataError([Problem("PPOConfig", name, reason) for name, reason in found])
+        self.rollout = self.engine.model_dump()
+
+    @property
+    def engine(self) -> RolloutSection:
+        """`rollout` as the section that it is."""
+        return RolloutSection.model_validate(self.rollout)
 
 
 def _out_of_bounds(config: PPOConfig) -> Iterator[tuple[str, str]]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from rlhf_kit import launch, rl
 from rlhf_kit.batches import Episodes, Sequences
+from rlhf_kit.errors import EngineError
 from rlhf_kit.ppo.answers import Answers
 from rlhf_kit.ppo.config import PPOConfig
 from rlhf_kit.ppo.prompts import PromptRow
 from rlhf_kit.ppo.rewarding import Rewards, Scored, means_of
 from rlhf_kit.ppo.roles import Role, Roles
+from rlhf_kit.ppo.sampler import OwnLoop, Sampling, Server
 from rlhf_kit.recipe_ppo import Sizes
 from rlhf_kit.rewards import autocast
-from rlhf_kit.rollout import Ending, sample_in_batches
 
 Figures = dict[str, float]
 
@@ -48,11 +49,15 @@ class Experience:
         self.roles, self.config, self.rewards = roles, config, rewards
         self.sizes = Sizes.of(config, launch.processes())
         self.bf16 = bf16
-        self.layer_by_layer = launch.parted() and not config.ds3_gather_for_generation
+        self.reuses = config.frozen_states_limit > 0 and roles.policy.backbone.lower_layers.count > 0
         self.tokenizer = roles.policy.backbone.tokenizer
-        eos = (self.tokenizer.eos_token_id,) if config.stop_token == "eos" else ()
-        tokens = eos if config.stop_token_id is None else (config.stop_token_id,)
-        self.ending = Ending(tokens, config.response_length, tuple(config.stop), config.min_response_length)
+        sampling = Sampling.of(config, self.tokenizer.eos_token_id)
+        self.sampler: OwnLoop | Server
+        if config.engine.engine == "vllm":
+            self.sampler = Server(sampling, config, roles.policy)
+        else:
+            layer_by_layer = launch.parted() and not config.ds3_gather_for_generation
+            self.sampler = OwnLoop(sampling, self.precision, in_step=layer_by_layer)
 
     @property
     def device(self) -> torch.device:
@@ -71,27 +76,13 @@ class Experience:
         Args:
             generator: of this process.
         """
-        role, config, ending = role or self.roles.policy, self.config, self.ending
-        with role.playing(), self.precision(role):
-            responses = sample_in_batches(
-                role.backbone,
-                [row.ids for row in rows[launch.share(len(rows))]],
-                batch_size=config.local_rollout_forward_batch_size,
-                max_new_tokens=ending.most,
-                min_new_tokens=ending.least,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
-                stop=ending.texts,
-                stop_token_ids=ending.tokens,
-                generator=generator,
-                in_step=launch.any_of if self.layer_by_layer else None,
-            )
-        responses = launch.gathered(responses)
+        role = role or self.roles.policy
+        drawn = launch.gathered(self.sampler(role, rows[launch.share(len(rows))], generator))
         pad = role.backbone.padding_id
-        sequences = Sequences.collate([row.ids for row in rows], responses, pad).to(self.device)
-        ended = torch.tensor([ending.ended(response, self.tokenizer) for response in responses])
-        return Answers.of(rows, responses, ended, sequences, self.tokenizer)
+        sequences = Sequences.collate([row.ids for row in rows], [one.ids for one in drawn], pad).to(self.device)
+        ending = self.sampler.sampling.ending
+        ended = torch.tensor([ending.ended(one.ids, self.tokenizer) for one in drawn])
+        return Answers.of(rows, drawn, ended, sequences, self.tokenizer)
 
     def collect(
         self, rows: Sequence[PromptRow], generator: torch.Generator, kl_coef: float
@@ -101,17 +92,41 @@ class Experience:
         Args:
             rows: a prompt for each episode.
             kl_coef: what a nat of divergence costs now.
+
+        Raises:
+            EngineError: an engine outside the trainer fails, or draws by other probabilities than the policy's.
         """
         started = time.perf_counter()
         answers = self.sample(rows, generator)
         sampled = time.perf_counter()
+        answers = replace(answers, sequences=self.lowered(answers.sequences))
         judged = self.judge(answers.sequences)
         raw = self.raw(answers)
         scored = Scored(self.rewards.total(raw), raw)
         episodes, figures = self._episodes(answers, judged, scored, kl_coef)
+        if answers.sampled is not None:
+            episodes, figures = self._corrected(episodes, answers.sampled, figures)
         ended = time.perf_counter()
         figures |= {"seconds_generate": sampled - started, "seconds_score": ended - sampled}
         return episodes, self.rewards.logged() | figures
+
+    @torch.no_grad()
+    def lowered(self, sequences: Sequences) -> Sequences:
+        """With what the layers below every adapter make of them, for all roles and passes to go on from, where that
+        fits into `frozen_states_limit`; of several processes each computes its share."""
+        backbone, (count, width) = self.roles.policy.backbone, sequences.input_ids.shape
+        size = count * width * backbone.hidden_size * backbone.base.dtype.itemsize
+        if not self.reuses or size > self.config.frozen_states_limit * 2**20:
+            return sequences
+        self.roles.eval()
+        mine = torch.arange(count)[launch.share(count)].split(self.config.local_rollout_forward_batch_size)
+        parts = [self._lower(sequences.select(rows)) for rows in mine]
+        return replace(sequences, lower=launch.gathered_rows(torch.cat(parts)))
+
+    def _lower(self, part: Sequences) -> Tensor:
+        with self.precision(self.roles.policy):
+            layers = self.roles.policy.backbone.lower_layers
+            return layers.states(part.input_ids, part.attention_mask, part.prompt_length)
 
     @torch.no_grad()
     def judge(self, sequences: Sequences) -> Judged:
@@ -132,16 +147,18 @@ class Experience:
 
     def _judge(self, part: Sequences) -> tuple[Tensor, ...]:
         roles = self.roles
+        if self.reuses and part.lower is None:  # too much for all parts together, but not for the roles of one
+            part = replace(part, lower=self._lower(part))
         with roles.policy.playing(), self.precision(roles.policy):
-            states = roles.policy.states(part)
+            states = roles.states(roles.policy, part)
             log_probs, entropy = self.log_probs(roles.policy, states, part)
             if roles.shared:
                 values = roles.head(states)
         with roles.reference.playing(), self.precision(roles.reference):
-            reference, _ = self.log_probs(roles.reference, roles.reference.states(part), part)
+            reference, _ = self.log_probs(roles.reference, roles.states(roles.reference, part), part)
         if not roles.shared:
             with roles.value.playing(), self.precision(roles.value):
-                values = roles.head(roles.value.states(part))
+                values = roles.head(roles.states(roles.value, part))
         return log_probs, reference, entropy, values
 
     def log_probs(
@@ -176,6 +193,27 @@ class Experience:
             advantages = rl.masked_whiten(advantages, mask)
         kl = torch.where(mask, kl, 0.0)
         return Episodes(answers.sequences, judged.log_probs, judged.values, advantages, returns, kl, score), figures
+
+    def _corrected(self, episodes: Episodes, sampled: Tensor, figures: Figures) -> tuple[Episodes, Figures]:
+        """With the importance weights of what was sampled by other probabilities (`sampled`, (B, R)), and how far these
+        are from the trainer's."""
+        engine, mask = self.config.engine, episodes.sequences.response_mask
+        apart = torch.where(mask, episodes.log_probs - sampled, 0.0)
+        importance = rl.truncated_importance(episodes.log_probs, sampled, mask, engine.importance_cap)
+        mismatch = float(rl.masked_mean(apart.abs(), mask))
+        if not mismatch <= engine.max_mismatch:
+            raise EngineError(
+                f"{engine.base_url}: the server draws by other probabilities than the policy's: they differ by "
+                f"{mismatch:.3g} nats a token, and ppo.rollout.max_mismatch is {engine.max_mismatch:g}. Has it another "
+                "base, another precision, or another chat template's tokens? Or does something else name its adapters?"
+            )
+        found = {
+            "engine_mismatch": mismatch,
+            "engine_mismatch_max": float(apart.abs().max()),
+            "importance": float(rl.masked_mean(importance, mask)),
+            "importance_capped": float(rl.masked_mean((importance >= engine.importance_cap).float(), mask)),
+        }
+        return replace(episodes, importance=importance), figures | found
 
     def penalised(self, score: Tensor, ended: Tensor, lengths: Tensor) -> Tensor:
         """(B,) the score less what a missing end (arXiv 2403.17031) and each token cost."""

@@ -104,7 +104,7 @@ class Learner:
 
     def _of_policy(self, episodes: Episodes, share: float, critic_only: bool) -> tuple[Tensor, dict[str, Tensor]]:
         roles = self.roles
-        states = roles.policy.states(episodes.sequences)
+        states = roles.states(roles.policy, episodes.sequences)
         if critic_only:  # a shared trunk is the policy's, and stays as it is
             return self._value_loss(roles.head(states.detach()), episodes, share)
         loss, found = self._policy_loss(states, episodes, share)
@@ -114,7 +114,7 @@ class Learner:
         return loss, found
 
     def _of_value(self, episodes: Episodes, share: float) -> tuple[Tensor, dict[str, Tensor]]:
-        values = self.roles.head(self.roles.value.states(episodes.sequences))
+        values = self.roles.head(self.roles.states(self.roles.value, episodes.sequences))
         return self._value_loss(values, episodes, share)
 
     def _policy_loss(self, states: Tensor, episodes: Episodes, share: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -129,6 +129,7 @@ class Learner:
             mask,
             cliprange=self.cliprange,
             dual_clip=config.dual_clip,
+            importance=episodes.importance,
         )
         loss = per_token.sum() * share
         moved = torch.where(mask, log_probs.detach() - episodes.log_probs, 0.0)

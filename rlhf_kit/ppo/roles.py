@@ -42,10 +42,6 @@ class Role:
         """Must enclose the backward pass as well as the forward pass."""
         return self.backbone.role(self.adapter)
 
-    def states(self, part: Sequences) -> Tensor:
-        """(B, R, H) the hidden states that predict the response tokens."""
-        return part.before_response(self.backbone(part.input_ids, part.attention_mask))
-
     def parameters(self) -> list[nn.Parameter]:
         """What learns where the role learns, without its head."""
         if self.adapter is not None:
@@ -113,6 +109,11 @@ class Roles(nn.Module):
         """The value head."""
         assert self.value.head is not None
         return self.value.head
+
+    def states(self, role: Role, part: Sequences) -> Tensor:
+        """(B, R, H) the hidden states of a role that predict the response tokens."""
+        lower = part.lower if role.backbone is self.policy.backbone else None
+        return part.before_response(role.backbone(part.input_ids, part.attention_mask, lower=lower))
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """What learns for the policy, and for the value model."""

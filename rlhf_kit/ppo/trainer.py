@@ -27,8 +27,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 
 from rlhf_kit import health, launch
+from rlhf_kit.batches import Episodes
 from rlhf_kit.controllers import KlController
-from rlhf_kit.errors import CheckpointError, ModelError, RlhfKitError
+from rlhf_kit.errors import CheckpointError, EngineError, ModelError, RlhfKitError
 from rlhf_kit.ppo import checkpoints
 from rlhf_kit.ppo.card import ppo_card
 from rlhf_kit.ppo.config import PPOConfig
@@ -178,17 +179,20 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
 
         Raises:
             RlhfKitError: a limit of `stop_on` was reached, or a figure is no number; the last update is saved before.
+            EngineError: the server that samples is not what is needed, or does not answer any more.
             CheckpointError: the checkpoint is damaged, or none could be written.
             SystemExit: with 143, after SIGTERM, when the update that ran was finished and saved.
         """
         checkpoint = checkpoints.start_of(Path(self.args.output_dir), resume_from_checkpoint)
         if checkpoint is not None:
             self.args.eval_on_start = False  # done when the run began
+        self.experience.sampler.connect()
         with checkpoints.Termination() as self.termination, few_collections():
             result = super().train(checkpoint, **kwargs)
             step, terminated = self.state.global_step, self.wants_to_end
             if terminated and self._saved_step != step:
                 self._save_checkpoint(self.model, None)
+        self.experience.sampler.close()
         if self.stopped is not None:
             raise RlhfKitError(f"ppo: stopped after update {step} of {self.updates} by ppo.stop_on: {self.stopped}")
         if terminated:
@@ -207,7 +211,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self.experience.rewards.hand_over(self.state)
         drawing = generator if launch.processes() == 1 else _generator_of_this_process(ppo.seed, update)
         rows = self.prompts_of(update)
-        episodes, figures = self._served(lambda: self.experience.collect(rows, drawing, self.kl.coef))
+        episodes, figures = self._collected(rows, drawing)
         started = time.perf_counter()
         self.roles.train()
         learned, pending = list[Figures](), False
@@ -230,6 +234,17 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         means = {name: sum(found[name] for found in learned) / len(learned) for name in learned[0]}
         self._latest = means | figures
         return torch.tensor(means.get("policy_loss", 0.0) + means["value_loss"], device=self.args.device)
+
+    def _collected(self, rows: list[PromptRow], drawing: torch.Generator) -> tuple[Episodes, Figures]:
+        """The episodes of an update; where the engine that samples fails, what was learned before is saved first."""
+        try:
+            return self._served(lambda: self.experience.collect(rows, drawing, self.kl.coef))
+        except EngineError as failure:
+            step = self.state.global_step
+            if step and self._saved_step != step:
+                self._save_checkpoint(self.model, None)
+            kept = f"{step} of {self.updates} updates are saved" if step else "no update was made"
+            raise EngineError(f"ppo: stopped, {kept}: {failure}") from failure
 
     def prompts_of(self, update: int) -> list[PromptRow]:
         """The prompts of an update, one for each of its episodes."""

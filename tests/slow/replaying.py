@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from rlhf_kit import cli, launch
-from rlhf_kit.ppo import experience
+from rlhf_kit.ppo import sampler
 from rlhf_kit.ppo.trainer import PPOTrainer
 from rlhf_kit.rollout import sample_in_batches
 
@@ -46,7 +46,7 @@ def replay(file: Path) -> None:
         return said
 
     PPOTrainer.training_step = training_step
-    experience.sample_in_batches = answers
+    sampler.sample_in_batches = answers
 
 
 def allow_fsdp() -> None:

@@ -82,7 +82,8 @@ def sample(
     backbone.eval()
     try:
         drawing = Drawing(temperature, top_k, top_p, generator)
-        return _decode(backbone, prompts, ending, drawing, on_token, in_step or bool)
+        with backbone.packed():
+            return _decode(backbone, prompts, ending, drawing, on_token, in_step or bool)
     finally:
         backbone.train(was_training)
 
@@ -220,9 +221,10 @@ def sample_in_batches(
     """`sample` for any number of prompts: batches of like length, the answers in the order of the prompts."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     responses: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        for row, response in zip(rows, sample(backbone, [prompts[i] for i in rows], **options), strict=True):  # type: ignore[arg-type]
-            responses[row] = response
-        progress(len(rows))
+    with backbone.packed():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            for row, response in zip(rows, sample(backbone, [prompts[i] for i in rows], **options), strict=True):  # type: ignore[arg-type]
+                responses[row] = response
+            progress(len(rows))
     return responses
