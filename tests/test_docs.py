@@ -118,20 +118,24 @@ def test_the_table_of_settings_is_that_of_the_section() -> None:
 
 
 def test_every_figure_of_the_log_is_explained(tmp_path: Path) -> None:
-    """On a run with held-out prompts and text beside it, so that all figures are there."""
+    """On a run with held-out prompts, text beside it and a server that samples, so that all figures are there."""
+    from backbones import tiny_directory
     from ppo_trainers import ROWS, config, tiny_roles
+    from vllm_double import VllmDouble
 
     from rlhf_kit import PPOTrainer
 
-    made = PPOTrainer(
-        model=tiny_roles(),
-        reward_funcs="reward",
-        args=config(tmp_path, eval_steps=1, ptx_coef=0.1),
-        train_dataset=ROWS,
-        eval_dataset=ROWS[:2],
-        ptx_dataset=[{"text": "The cat sat on the mat."}],
-    )
-    made.train()
+    with VllmDouble(tiny_directory()) as server:
+        rollout = {"engine": "vllm", "base_url": server.url}
+        made = PPOTrainer(
+            model=tiny_roles(),
+            reward_funcs="reward",
+            args=config(tmp_path, eval_steps=1, ptx_coef=0.1, rollout=rollout),
+            train_dataset=ROWS,
+            eval_dataset=ROWS[:2],
+            ptx_dataset=[{"text": "The cat sat on the mat."}],
+        )
+        made.train()
     lines = cells(PPO.read_text(encoding="utf-8"), "What is logged")
     told = names(" ".join(line[0] for line in lines))
     of_transformers = {"loss", "grad_norm", "learning_rate", "epoch", "step", "train_runtime", "total_flos"}

@@ -114,6 +114,16 @@ def test_the_recipes_lora_section_reaches_peft():
     assert [tuple(p.shape) for p in backbone.adapter_parameters("policy")] == [(3, 32), (32, 3)]
 
 
+def test_an_attention_that_is_not_installed_falls_back_with_a_word(caplog):
+    caplog.clear()
+    base = load_base(section(attn_implementation="flash_attention_2"))
+    assert base.config._attn_implementation == load_base(section()).config._attn_implementation
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("rlhf_kit")]
+    assert "model.attn_implementation: flash_attention_2 cannot be used here" in line and "\n" not in line
+    with pytest.raises(ModelError, match="nonsense"):  # no such thing anywhere: a mistake of the recipe
+        load_base(section(attn_implementation="nonsense"))
+
+
 def test_what_cannot_be_read_is_a_model_error(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     with pytest.raises(ModelError, match="no tokenizer"):

@@ -313,12 +313,12 @@ def test_answers_are_waited_for_as_long_as_some_come(saved: Path, double: VllmDo
     """The time is one without any answer, not that of all of them."""
     made = engine(double, tmp_path)
     version = made.publish(saved / "policy")
-    expected = drawn(made, version)
+    expected = drawn(made, version, max_new_tokens=1)
     made.timeout = 1.5
     double.script = [*(["500"] * 7), None, *(["500"] * 6), None, *(["500"] * 5), None, *(["500"] * 4)]
     double.delay = 0.4
     began = time.monotonic()
-    assert drawn(made, version) == expected
+    assert drawn(made, version, max_new_tokens=1) == expected
     assert time.monotonic() - began > 1.5
 
 

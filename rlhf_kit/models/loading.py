@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from rlhf_kit.models.backbone import Backbone
 from rlhf_kit.models.quantized import check_loaded, leave_file, quantization_config, settle
 from rlhf_kit.models.sources import resolve
 from rlhf_kit.recipe import LoraSection, ModelSection
+
+log = logging.getLogger(__name__)
 
 # Tokens that vocabularies hold for this purpose or have no other use in a conversation, the best first.
 _PAD_CANDIDATES = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|endoftext|>", "<unk>", "<|unk|>")
@@ -101,8 +104,27 @@ def load_base(model: ModelSection) -> PreTrainedModel:
         if torch.cuda.is_available():  # what is quantised is not moved afterwards: each process loads to its own device
             options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     try:
+        base = _loaded(model, options)
+    except ImportError as failure:
+        if "attn_implementation" not in options:
+            raise
+        log.warning(
+            "model.attn_implementation: %s cannot be used here, the model's own is: %s",
+            options.pop("attn_implementation"),
+            _first_line(failure),
+        )
+        base = _loaded(model, options)
+    check_loaded(base, model)
+    settle(base, resolve_dtype(model.dtype))
+    if model.quantization is not None:
+        leave_file(base)
+    return base
+
+
+def _loaded(model: ModelSection, options: dict[str, Any]) -> PreTrainedModel:
+    try:
         with launch.loaded_whole():
-            base = AutoModelForCausalLM.from_pretrained(
+            return AutoModelForCausalLM.from_pretrained(
                 resolve(model.name_or_path, model.sha256),
                 revision=model.revision,
                 trust_remote_code=model.trust_remote_code,
@@ -111,11 +133,6 @@ def load_base(model: ModelSection) -> PreTrainedModel:
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as failure:
         raise ModelError(f"{model.name_or_path}: cannot be loaded: {_first_line(failure)}") from failure
-    check_loaded(base, model)
-    settle(base, resolve_dtype(model.dtype))
-    if model.quantization is not None:
-        leave_file(base)
-    return base
 
 
 def lora_config(lora: LoraSection) -> LoraConfig:
