@@ -1,14 +1,16 @@
-"""`rlhf-kit plan` beside the memory that the stages take, for three models and three stages.
+"""`rlhf-kit plan` beside the memory that the stages take, for three models, one of them also with adapters on its upper
+half alone, and three stages.
 
-    python benchmarks/bench_plan.py [--models smollm qwen llama] [--stages sft reward ppo]
+    python benchmarks/bench_plan.py [--models smollm upper qwen llama] [--stages sft reward ppo]
 
-SmolLM2-135M of the quickstart (bfloat16, eager attention), a Qwen3 of 152M (bfloat16, sdpa, a vocabulary of 65,536,
-gradient checkpointing in SFT and PPO) and a Llama of 40M (float32, eager, a vocabulary of 8,192), the last two with
-random weights. Each stage runs for a few steps in a process of its own by the command that users type; its peak is the
-highest resident size (VmHWM) above what the process had with everything imported. The plan is made in this process,
-from the same recipe.
+SmolLM2-135M of the quickstart (bfloat16, eager attention; `upper` adapts the upper 15 of its 30 layers), a Qwen3 of
+152M (bfloat16, sdpa, a vocabulary of 65,536, gradient checkpointing in SFT and PPO) and a Llama of 40M (float32, eager,
+a vocabulary of 8,192), the last two with random weights. Each stage runs for a few steps in a process of its own by the
+command that users type; its peak is the highest resident size (VmHWM) above what the process had with everything
+imported. The plan is made in this process, from the same recipe.
 
-Wanted: each of the nine planned within 20 % of what was measured. The last line is JSON; it ends with 1 if one is not.
+Wanted: each of the twelve planned within 20 % of what was measured. The last line is JSON; it ends with 1 if one is
+not.
 """
 
 from __future__ import annotations
@@ -31,9 +33,14 @@ STAGES = ("sft", "reward", "ppo")
 WANTED = 0.20
 WORDS = [f"w{number}" for number in range(500)]
 SPECIAL = ["<pad>", "<eos>", "<unk>"]
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Fields of the configurations, and what the recipe of each model says beside the data.
 MODELS: dict[str, dict[str, Any]] = {
     "smollm": {"config": None, "recipe": {"lora": {"r": 16}}},
+    "upper": {
+        "config": None,
+        "recipe": {"lora": {"r": 16, "target_modules": LINEARS, "layers_to_transform": list(range(15, 30))}},
+    },
     "qwen": {
         "config": {
             "model_type": "qwen3",

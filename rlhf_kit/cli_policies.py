@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_kit.cli_shared import count, share, temperature, times
+from rlhf_kit.cli_shared import add_vllm_options, count, share, temperature, times, vllm_url
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.process import prepare_torch
 
@@ -75,6 +75,7 @@ def _add_answers(group: Any) -> None:
     group.add_argument("--top-k", metavar="N", type=count, help="sample from the N likeliest tokens only")
     group.add_argument("--max-new-tokens", metavar="N", type=count, help="default: the recipe's response_length")
     group.add_argument("--seed", metavar="N", type=times, help="of sampling and intervals (default: the recipe's)")
+    add_vllm_options(group)
 
 
 def _add_judges(group: Any) -> None:
@@ -122,6 +123,7 @@ def _policy(arguments: argparse.Namespace) -> int:
         raise RlhfKitError(f"--out {arguments.out}: is a file; name a directory")
     if arguments.sheet is not None and arguments.sheet.suffix != ".jsonl":
         raise RlhfKitError(f"--sheet {arguments.sheet}: name a file that ends in .jsonl, so that it can be read back")
+    vllm_url(arguments.vllm, arguments.vllm_adapters)
     prepare_torch()
     from rlhf_kit.checkpoint import write_json
     from rlhf_kit.evaluation.choosing import home, wish_for
@@ -159,7 +161,7 @@ def _options(arguments: argparse.Namespace) -> Options:
     )
     same = (
         *("prompts", "limit", "k", "temperature", "top_k", "top_p", "max_new_tokens", "seed", "steps"),
-        *("resamples", "confidence"),
+        *("resamples", "confidence", "vllm", "vllm_adapters"),
     )
     given = {name: getattr(arguments, name) for name in same}
     tasks = tuple((arguments.tasks or "").split(",")) if arguments.tasks else ()

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_kit.cli_shared import Command, count, temperature, times
+from rlhf_kit.cli_shared import Command, add_vllm_options, count, temperature, times, vllm_url
 from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.process import prepare_torch
 
 if TYPE_CHECKING:
     from rlhf_kit.measures import Estimate
+    from rlhf_kit.recipe_rollout import RolloutSection
     from rlhf_kit.sampling import Account, Comparison, Judge, Policy, Progress, Scorer, Settings
 
 __all__ = ["add_sample"]
@@ -54,6 +55,7 @@ def add_sample(command: Command) -> None:
         "--max-new-tokens", metavar="N", type=count, help="length of an answer at most (default: the recipe's)"
     )
     parser.add_argument("--seed", metavar="N", type=times, help="the same one draws the same (default: the recipe's)")
+    add_vllm_options(parser)
     parser.add_argument("--format", dest="style", choices=("text", "json"), default="text", help="of the account")
 
 
@@ -62,6 +64,7 @@ def _sample(arguments: argparse.Namespace) -> int:
         raise RlhfKitError("sample: --choose goes with --checkpoints")
     if not arguments.run.is_dir():
         raise CheckpointError(f"{arguments.run}: no such directory; name the output_dir of a run")
+    vllm_url(arguments.vllm, arguments.vllm_adapters)
     prepare_torch()
     from rlhf_kit.sampling import find_policy, settings_of
 
@@ -73,11 +76,15 @@ def _sample(arguments: argparse.Namespace) -> int:
         return _checkpoints(arguments, policy, settings)
     from rlhf_kit.sampling import sample_file
 
+    server = _server(arguments, policy)
+
     keep: Any = "best" if arguments.best_of else "ranked" if arguments.rank else "all"
     judge = _judge(policy, arguments.reward) if keep != "all" or arguments.reward else None
     out = arguments.out or policy.run / f"{_NAMES[keep]}.{_place(policy)}.jsonl"
     with _bars() as progress:
-        account = sample_file(policy, arguments.prompts, out, settings, keep=keep, judge=judge, progress=progress)
+        account = sample_file(
+            policy, arguments.prompts, out, settings, keep=keep, judge=judge, server=server, progress=progress
+        )
     if arguments.style == "json":
         print(json.dumps(account.to_json(), ensure_ascii=False))
     else:
@@ -90,6 +97,13 @@ _NAMES = {"all": "answers", "ranked": "ranked", "best": "best"}
 
 def _place(policy: Policy) -> str:
     return policy.name if policy.directory is None else policy.directory.absolute().name
+
+
+def _server(arguments: argparse.Namespace, policy: Policy) -> RolloutSection | None:
+    from rlhf_kit.sampling import server_at
+
+    url = vllm_url(arguments.vllm)
+    return None if url is None else server_at(url, arguments.vllm_adapters, policy.recipe.ppo.rollout)
 
 
 def _judge(policy: Policy, name: str | None) -> Judge:
@@ -124,7 +138,9 @@ def _checkpoints(arguments: argparse.Namespace, policy: Policy, settings: Settin
     judge = _judge(policy, arguments.reward)
     out = arguments.out or policy.run / f"{_place(policy)}.checkpoints.json"
     with _bars() as progress:
-        compared = judge_checkpoints(policy, arguments.prompts, out, settings, judge, progress)
+        compared = judge_checkpoints(
+            policy, arguments.prompts, out, settings, judge, progress, server=_server(arguments, policy)
+        )
     chosen, line = None, f"wrote {out}"
     if arguments.choose and policy.directory is not None:
         best = next(candidate for candidate in candidates(policy.directory) if candidate.name == compared.best)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_kit.cli_shared import Command, add_source_options, data_names, format_of, printable
+from rlhf_kit.cli_shared import Command, add_source_options, data_names, format_of, printable, vllm_url
 from rlhf_kit.errors import DataError, Problem
 from rlhf_kit.process import prepare_torch
 
@@ -33,6 +33,12 @@ def add_score(command: Command) -> None:
         help="the output_dir of a run, or the directory or Hub id of a sequence classification model with one label",
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="JSON Lines (default: rows.scored.jsonl)")
+    parser.add_argument(
+        "--vllm",
+        metavar="URL",
+        help="a vLLM server of the model scores: --reward is then the directory of what `rlhf-kit export --to reward "
+        "--merged --dtype float32` has written, served with --runner pooling --dtype float32",
+    )
     add_source_options(parser)
     parser.add_argument("--format", dest="style", choices=("text", "json"), default="text", help="of the account")
 
@@ -42,13 +48,12 @@ def _score(arguments: argparse.Namespace) -> int:
 
     names = data_names([arguments.file])
     out = arguments.out or _beside(arguments.file)
+    url = vllm_url(arguments.vllm)
     check_outputs(names, [out])
     kind, records = _records(names, arguments.schema, format_of(arguments.format))
     pairs = [(record.prompt, *answer) for record in records for answer in _answers(record)]
     prepare_torch()
-    from rlhf_kit.reward_model import RewardModel
-
-    judge = RewardModel.open(arguments.reward)
+    judge = _judge(arguments.reward, url)
     prompts, responses, ended = (list(column) for column in zip(*pairs, strict=True))
     with _bar(len(pairs)) as told:
         scores = judge.score(prompts, responses, ended=ended, progress=told).numpy()
@@ -66,6 +71,18 @@ def _score(arguments: argparse.Namespace) -> int:
     else:
         _print_account(account)
     return 0
+
+
+def _judge(name: str, url: str | None) -> Any:
+    """The reward model, here or on a server."""
+    if url is None:
+        from rlhf_kit.reward_model import RewardModel
+
+        return RewardModel.open(name)
+    from rlhf_kit.sampling import server_at
+    from rlhf_kit.sampling.served_reward import ServedReward
+
+    return ServedReward(name, server_at(url, None))
 
 
 def _beside(file: str) -> Path:

@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_kit.errors import RlhfKitError
+
 __all__ = [
     "KINDS",
     "Command",
     "add_source_options",
+    "add_vllm_options",
     "count",
     "data_names",
     "format_of",
@@ -21,6 +24,7 @@ __all__ = [
     "share",
     "temperature",
     "times",
+    "vllm_url",
 ]
 
 KINDS = ("demonstration", "ranking", "prompt", "rating", "text")
@@ -40,6 +44,43 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help="a foreign format (rlhf-kit convert --list), auto, or package.module:function",
     )
+
+
+def add_vllm_options(parser: Any) -> None:
+    """Adds what has a vLLM server draw the answers."""
+    parser.add_argument(
+        "--vllm",
+        metavar="URL",
+        help="a vLLM server of the same base draws the answers, such as http://127.0.0.1:8000 (as ppo.rollout in the "
+        "recipe is started); the base is not loaded here for them",
+    )
+    parser.add_argument(
+        "--vllm-adapters",
+        metavar="DIR",
+        type=Path,
+        help="where adapters are written for it, a directory that both see (default: ppo.rollout.adapters_dir of the "
+        "recipe, else below the output)",
+    )
+
+
+def vllm_url(url: str | None, adapters: Path | None = None) -> str | None:
+    """The URL of a vLLM server as it was typed.
+
+    Raises:
+        RlhfKitError: it is none, or there is none that the adapters would be for.
+    """
+    if url is None:
+        if adapters is not None:
+            raise RlhfKitError("--vllm-adapters goes with --vllm URL")
+        return None
+    from pydantic import ValidationError
+
+    from rlhf_kit.recipe_rollout import RolloutSection
+
+    try:
+        return RolloutSection(base_url=url).base_url.rstrip("/")
+    except ValidationError as failure:
+        raise RlhfKitError(f"--vllm {url}: {failure.errors()[0]['msg']}") from None
 
 
 def data_names(files: list[str]) -> list[str]:

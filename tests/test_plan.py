@@ -16,7 +16,9 @@ from rlhf_kit.batches import Sequences
 from rlhf_kit.models import Backbone, ScalarHead, lora_config
 from rlhf_kit.planning import Wishes, plan
 from rlhf_kit.planning.architectures import architecture_of, known_models, on_meta
-from rlhf_kit.planning.phases import Continuing, Learning, Update, measure
+from rlhf_kit.planning.changes import _State, _states_again
+from rlhf_kit.planning.phases import measure
+from rlhf_kit.planning.ppo_phases import Continuing, Learning, Update
 from rlhf_kit.planning.ppo_plan import plan_ppo
 from rlhf_kit.planning.setup import layer_kinds
 from rlhf_kit.planning.sharing import Kept, divided
@@ -156,6 +158,89 @@ def test_steps_and_tokens_by_hand(recipe: Recipe) -> None:
 def test_time_is_operations_by_throughput(recipe: Recipe) -> None:
     sft = plan(recipe, Wishes(throughput=1e9, bandwidth=1e12)).stages[0].work
     assert sft.seconds == pytest.approx(sft.flops / 1e9)  # type: ignore[operator]
+
+
+# ---------------------------------------------------------------- what PPO computes once, and what a server does
+
+
+def upper_half(**ppo: Any) -> Recipe:
+    """SmolLM2 with adapters on layers 15 to 29: 32 answers of 64 tokens to prompts of 512, in micro-batches of 4."""
+    sizes = {"per_device_train_batch_size": 4, "batch_size": 32, "mini_batch_size": 32, "response_length": 64}
+    linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    lora = {"layers_to_transform": list(range(15, 30)), "target_modules": linears}
+    return on_paper("HuggingFaceTB/SmolLM2-135M-Instruct", lora=lora, ppo={**sizes, **ppo})
+
+
+def phases_of(recipe: Recipe, **wishes: Any) -> dict[str, dict[str, int]]:
+    return {one.name: one.parts for one in plan_ppo(recipe, Wishes(rows=ROWS, **wishes)).phases}
+
+
+def test_states_below_the_adapters_by_hand() -> None:
+    """32 rows of 512 + 64 tokens, 576 wide, in bfloat16, from when they are made until the update is over."""
+    found = phases_of(upper_half(), gpu=True)
+    kept = 32 * (512 + 64) * 576 * 2
+    held = {"the lower layers", "the scores", "the update: policy", "the update: value model"}
+    assert {name: parts["states"] for name, parts in found.items() if "states" in parts} == dict.fromkeys(held, kept)
+    assert found["the lower layers"]["workspace"] >= kept, "they are put together at the end"
+    on_two = phases_of(upper_half(), gpu=True, devices=2, mode="ddp")
+    assert on_two["the scores"]["states"] == kept, "each process has those of all"
+
+
+def test_where_there_is_nothing_to_keep_nothing_is_planned() -> None:
+    every = upper_half().model_copy(update={"lora": upper_half().lora.model_copy(update={"layers_to_transform": None})})
+    shared_out = phases_of(upper_half(), gpu=True, devices=2, mode="zero3")
+    for found in (phases_of(every), phases_of(upper_half(frozen_states_limit=0)), shared_out):
+        assert "the lower layers" not in found and not any("states" in parts for parts in found.values())
+
+
+def test_passes_over_the_lower_layers_are_saved_as_many_as_there_were() -> None:
+    """Of an update on the lower half (F operations forward): four roles score, and policy and value model learn for E
+    epochs; with the states of the whole update kept it is one pass, without it one for the three roles on the base that
+    score a micro-batch together (not the reward model), and all of learning."""
+    epochs = 3
+    flops = {}
+    for limit in (0, 1, 1024):  # MiB: none; less than the 20 MiB of an update; enough
+        work = plan_ppo(upper_half(frozen_states_limit=limit, num_ppo_epochs=epochs), Wishes(rows=ROWS)).work
+        assert work.flops is not None and work.steps is not None
+        flops[limit] = work.flops / work.steps
+    _, setup = ppo_setup(upper_half(), Wishes(rows=ROWS))
+    config = setup.config.get_text_config()
+    head = config.hidden_size // config.num_attention_heads
+    width, inner, keys = config.hidden_size, config.intermediate_size, config.num_key_value_heads * head
+    linears = 2 * width * width + 2 * width * keys + 3 * width * inner
+    tokens, long = 32 * 576, 576
+    below = 15 * (2 * tokens * linears + 4 * tokens * long * width)  # products of queries, keys and values too
+    assert flops[0] - flops[1] == pytest.approx(2 * below, rel=0.02)
+    assert flops[1] - flops[1024] == pytest.approx((1 + 2 * epochs) * below, rel=0.02)
+
+
+def test_not_to_keep_states_is_a_change_where_there_are_some() -> None:
+    """18 MiB of 32 rows; while they are put together there are two copies."""
+    tight, wishes = frozenset({"ppo"}), Wishes(gpu=True, rows=ROWS)
+    changed = _states_again(_State(upper_half(), wishes), tight)
+    assert changed.settings == ("ppo.frozen_states_limit=0",)
+    with_them = phases_of(upper_half(), gpu=True)["the scores"]
+    without = phases_of(changed.recipe, gpu=True)["the scores"]
+    assert "states" in with_them and sum(without.values()) < sum(with_them.values()) - 2**24
+    assert _states_again(changed, tight) is changed and _states_again(changed, frozenset()) is changed
+
+
+def test_a_cpu_samples_with_a_second_copy_of_the_layers_matrices() -> None:
+    found = phases_of(upper_half())
+    layer = 2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536
+    copies = {name: parts["ordered"] for name, parts in found.items() if "ordered" in parts}
+    assert set(copies) == {"the rollout: prompts", "the rollout: last token"}
+    assert copies["the rollout: prompts"] == pytest.approx(30 * layer * 2, rel=0.001)
+    assert not any("ordered" in parts for parts in phases_of(upper_half(), gpu=True).values())
+
+
+def test_what_a_server_samples_is_not_planned_and_the_plan_says_so() -> None:
+    here, there = (plan_ppo(upper_half(rollout={"engine": engine}), Wishes(rows=ROWS)) for engine in ("hf", "vllm"))
+    names = [phase.name for phase in there.phases]
+    assert not any("rollout" in name for name in names) and len(names) == len(here.phases) - 2
+    assert here.work.flops > there.work.flops  # type: ignore[operator]
+    assert any("http://127.0.0.1:8000" in note and "not counted" in note for note in there.notes)
+    assert not any("rollout.engine" in note for note in here.notes)
 
 
 # ---------------------------------------------------------------- many devices

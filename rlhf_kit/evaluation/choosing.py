@@ -18,8 +18,10 @@ from rlhf_kit.evaluation.judges.endpoint import EndpointSettings
 from rlhf_kit.evaluation.policies import PPO, SFT, last_recipe, named
 from rlhf_kit.evaluation.stage import own_judges
 from rlhf_kit.recipe import Recipe
+from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.sampling.drawing import Settings, settings_of
 from rlhf_kit.sampling.policy import read_prompts
+from rlhf_kit.sampling.served import server_at
 
 __all__ = ["Options", "home", "wish_for"]
 
@@ -37,6 +39,7 @@ class Options:
         endpoint: how one is asked; None is the defaults.
         steps: of PPO's checkpoints; empty are all that are kept, None is none.
         cost: what the policies are measured on beside their answers.
+        vllm: the URL of a vLLM server that draws the answers, and a directory that it sees too.
     """
 
     prompts: str | None = None
@@ -53,6 +56,8 @@ class Options:
     resamples: int | None = None
     confidence: float | None = None
     cost: Cost = field(default_factory=Cost)
+    vllm: str | None = None
+    vllm_adapters: Path | None = None
 
 
 def wish_for(places: Sequence[str], options: Options) -> Wish:
@@ -82,7 +87,12 @@ def wish_for(places: Sequence[str], options: Options) -> Wish:
         options.resamples or (section.bootstrap if section else 2000),
         options.confidence or (section.confidence if section else 0.95),
         options.cost,
+        None if options.vllm is None else server_at(options.vllm, options.vllm_adapters, _rollout(recipe)),
     )
+
+
+def _rollout(recipe: Recipe | None) -> RolloutSection | None:
+    return None if recipe is None else recipe.ppo.rollout
 
 
 def home(places: Sequence[str]) -> Path | None:

@@ -20,6 +20,7 @@ from rlhf_kit.evaluation.evaluated import Evaluated
 from rlhf_kit.evaluation.judges.base import Answer, Judge, Judgement, Question
 from rlhf_kit.evaluation.policies import Policy
 from rlhf_kit.evaluation.results import to_json
+from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.records import Prompt
 from rlhf_kit.sampling.drawing import Settings
 from rlhf_kit.tournament import Resamples
@@ -28,7 +29,7 @@ __all__ = ["Wish", "answers_of", "evaluate", "questions_of"]
 
 log = logging.getLogger(__name__)
 
-ANSWERS, VERDICTS, COST = "answers", "verdicts", "cost"
+ANSWERS, VERDICTS, COST, ADAPTERS = "answers", "verdicts", "cost", "adapters"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Wish:
         judges: with names of their own.
         resamples, confidence: of the intervals.
         cost: what else the policies are measured on.
+        server: a vLLM server of the policies' base, which draws their answers; None draws them here.
     """
 
     policies: tuple[Policy, ...]
@@ -53,6 +55,7 @@ class Wish:
     resamples: int = 2000
     confidence: float = 0.95
     cost: Cost = field(default_factory=Cost)
+    server: RolloutSection | None = None
 
 
 def evaluate(wish: Wish, kept: Path) -> dict[str, Any]:
@@ -63,13 +66,14 @@ def evaluate(wish: Wish, kept: Path) -> dict[str, Any]:
 
     Raises:
         ModelError, CheckpointError: a policy cannot be loaded.
+        EngineError: the server cannot be used; what it has drawn is kept.
         RlhfKitError: a judge cannot judge; what it has judged is kept.
     """
     tally = Tally(wish.cost, kept / COST)
     answers = answers_of(wish, kept, tally.measure)
     judgements = _judged(wish, answers, kept / VERDICTS)
     resamples, confidence, seed = wish.resamples, wish.confidence, wish.settings.seed
-    return to_json(
+    found = to_json(
         Evaluated(
             wish.policies,
             wish.prompts,
@@ -82,6 +86,7 @@ def evaluate(wish: Wish, kept: Path) -> dict[str, Any]:
             tally.section(wish.policies, resamples=resamples, confidence=confidence, seed=seed),
         )
     )
+    return found if wish.server is None else {**found, "engine": wish.server.engine}
 
 
 def answers_of(
@@ -96,7 +101,7 @@ def answers_of(
     with _bars() as bars:
         total = len(wish.prompts) * wish.settings.k
         tasks = {p.name: bars.add_task(f"{p.label} answers", total=total, visible=False) for p in wish.policies}
-        for crew in crews(wish.policies):
+        for crew in crews(wish.policies, wish.server, kept / ADAPTERS):
             first(crew)
             answers |= answer(
                 crew,

@@ -77,7 +77,14 @@ def as_peft() -> Iterator[None]:
         _shorter.reset(token)
 
 
+def forget_copies(layer: BaseTunerLayer) -> None:
+    """Lets go of what is kept for passes without gradients: what is learned in a compiled pass does not do so."""
+    vars(layer).get(_COPIES, {}).clear()
+
+
 def _forward(self: lora.Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _traced(self, x, *args, **kwargs)
     # Fused optimisers (torch's AdamW, all of bitsandbytes) write parameters without counting up their version. What
     # they may change has been through a forward with gradients, so such a forward forgets the copies.
     grad = torch.is_grad_enabled()
@@ -95,6 +102,28 @@ def _forward(self: lora.Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         a, b = _copy(copies, name + "/A", a, x.dtype), _copy(copies, name + "/B", b, x.dtype)
         y = product(base, rows).addmm_(rows @ a.T, b.T, alpha=self.scaling[name])
     return y.view(*x.shape[:-1], y.size(-1))
+
+
+def _traced(layer: lora.Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The same for `torch.compile`, which finds the gradients and fuses the casts itself."""
+    active, base = layer.active_adapters, layer.base_layer
+    name = active[0] if len(active) == 1 else ""
+    plain = (
+        name in layer.lora_A
+        and not (args or kwargs or layer.disable_adapters or layer.merged or layer.lora_bias[name])
+        and name not in layer.lora_variant
+        and (isinstance(layer.lora_dropout[name], nn.Identity) or layer.lora_dropout[name].p == 0.0)
+        and x.dtype == base.weight.dtype
+        and (torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype)
+        == x.dtype
+        and not base.weight.requires_grad
+    )
+    if not plain:
+        return lora.Linear.forward(layer, x, *args, **kwargs)
+    a, b = layer.lora_A[name].weight.to(x.dtype), layer.lora_B[name].weight.to(x.dtype)
+    rows = x.reshape(-1, x.size(-1))
+    y = F.linear(rows, base.weight, base.bias)
+    return torch.addmm(y, rows @ a.T, b.T, alpha=layer.scaling[name]).view(*x.shape[:-1], y.size(-1))
 
 
 def _plain_matrices(layer: lora.Linear, x: Tensor) -> tuple[str, nn.Linear, Tensor, Tensor] | None:
@@ -122,7 +151,6 @@ def _plain_matrices(layer: lora.Linear, x: Tensor) -> tuple[str, nn.Linear, Tens
         and (type(dropout) is nn.Identity or not dropout.training or dropout.p == 0.0)
         and name not in own["lora_variant"]
         and not own["lora_bias"][name]
-        and not torch.compiler.is_compiling()
     )
     return (name, base, a.weight, b.weight) if plain else None
 

@@ -137,6 +137,11 @@ def _fewer_side_by_side(state: _State, tight: frozenset[str]) -> _State:
     return state.setting("ppo", "local_rollout_forward_batch_size", size // 2)
 
 
+def _states_again(state: _State, tight: frozenset[str]) -> _State:
+    kept = "ppo" in tight and state.recipe.lora.layers_to_transform and state.recipe.ppo.frozen_states_limit
+    return state.setting("ppo", "frozen_states_limit", 0) if kept else state
+
+
 def _smaller_batches(state: _State, tight: frozenset[str]) -> _State:
     """Half as many rows in a forward pass, and twice as many passes."""
     for name in sorted(tight):
@@ -220,6 +225,7 @@ def _more_devices(state: _State, tight: frozenset[str]) -> _State:
 
 _STEPS: tuple[tuple[Step, str], ...] = (
     (_fewer_side_by_side, "sampling takes longer, in more and smaller batches; the same answers to learn from"),
+    (_states_again, "the layers below the adapters are computed again by each role in each pass"),
     (_smaller_batches, "the same steps in smaller pieces, which use a device less well"),
     (_checkpointing, "each layer is computed again in the backward pass: about a third more time to train"),
     (_shared("zero2"), "gradients and optimiser state are exchanged between the devices"),

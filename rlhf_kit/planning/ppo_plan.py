@@ -11,13 +11,13 @@ from rlhf_kit.errors import ModelError
 from rlhf_kit.planning.footprint import Footprint, footprint
 from rlhf_kit.planning.lengths import Lengths, lengths_of
 from rlhf_kit.planning.meter import ACTIVATIONS, LOGITS, WORKSPACE
-from rlhf_kit.planning.phases import Continuing, Judging, Learning, Probing, Reading, Update
+from rlhf_kit.planning.ppo_phases import Continuing, Judging, Learning, Probing, Reading, Update
 from rlhf_kit.planning.results import StagePlan, Work
-from rlhf_kit.planning.setup import Setup
+from rlhf_kit.planning.setup import BELOW, Setup, layer_kinds
 from rlhf_kit.planning.sharing import Kept
 from rlhf_kit.planning.speed import sampling_seconds
 from rlhf_kit.planning.stage_plans import LEFT_BY_SAMPLING, loading, memory_of, shared_out
-from rlhf_kit.planning.stages import POLICY, REFERENCE, REWARD, VALUE, ppo_setup, reward_setup, supervised_batches
+from rlhf_kit.planning.stages import POLICY, REWARD, VALUE, ppo_setup, reward_setup, supervised_batches
 from rlhf_kit.planning.weights import Weights, kept, weights_of
 from rlhf_kit.planning.wishes import Wishes
 from rlhf_kit.recipe import ModelSection, Recipe
@@ -39,10 +39,20 @@ class _Run:
     groups: int
     """Batches of answers in an update."""
     copies: int
+    lowered: bool = False
+    """Roles go on from what the layers below every adapter have made."""
+    states: int = 0
+    """Bytes of that, where it is kept for all passes of an update."""
 
     @property
-    def update(self) -> Update:
-        return Update(self.sizes.micro, self.prompt, self.response)
+    def scored(self) -> Update:
+        """A pass that scores."""
+        return Update(self.sizes.micro, self.prompt, self.response, self.lowered)
+
+    @property
+    def learned(self) -> Update:
+        """A pass that learns: it has the states only where those of the whole update are kept."""
+        return Update(self.sizes.micro, self.prompt, self.response, self.lowered and self.states > 0)
 
     @property
     def share(self) -> float:
@@ -56,7 +66,7 @@ def plan_ppo(recipe: Recipe, wishes: Wishes) -> StagePlan:
     _, setup = ppo_setup(recipe, wishes)
     weights = weights_of(setup)
     lengths = lengths_of(recipe, "prompts", recipe.model, None, wishes.rows)
-    run = _run(recipe, lengths, wishes)
+    run = _with_states(_run(recipe, lengths, wishes), recipe, setup, wishes)
     trainer = ppo.trainer
     whole = kept(weights, str(trainer.get("optim", "adamw_torch")), "ppo.trainer.optim")
     others, beside, notes = _other_models(recipe, wishes)
@@ -66,10 +76,12 @@ def plan_ppo(recipe: Recipe, wishes: Wishes) -> StagePlan:
     found = {name: footprint(setup, phase) for name, phase in _phases(recipe, run).items()}
     if wishes.joint:
         found = _at_once(found)
+    found = {name: _holding(name, one, run, weights, setup, wishes) for name, one in found.items()}
     gathers = wishes.shards_base and ppo.ds3_gather_for_generation
     # The probe's logits are blocks of their own, on top of what the updates have left in the heap.
     learned = max(sum(one.parts.values()) for name, one in found.items() if name not in _WITHOUT)
-    left = dict.fromkeys(found.keys() - set(_WITHOUT), LEFT_BY_SAMPLING) | {PROBE: LEFT_BY_SAMPLING + learned}
+    left_by_sampling = LEFT_BY_SAMPLING if PROMPTS in found else 0
+    left = dict.fromkeys(found.keys() - set(_WITHOUT), left_by_sampling) | {PROBE: left_by_sampling + learned}
     steps = tuple(
         memory_of(
             *(name, held, one, weights, setup, wishes),
@@ -78,7 +90,12 @@ def plan_ppo(recipe: Recipe, wishes: Wishes) -> StagePlan:
         )
         for name, one in found.items()
     )
-    work = _work(recipe, run, lengths, found, held, wishes)
+    if PROMPTS not in found:
+        notes.append(
+            f"rollout.engine: vllm: answers are sampled by the server at {ppo.rollout.base_url}; the memory that it "
+            "takes and its time are not counted here"
+        )
+    work = _work(recipe, run, lengths, found, _judging(recipe, run, setup), held, wishes)
     return StagePlan(
         "ppo",
         weights.parameters | beside,
@@ -90,7 +107,8 @@ def plan_ppo(recipe: Recipe, wishes: Wishes) -> StagePlan:
     )
 
 
-PROMPTS, LAST, SCORES = "the rollout: prompts", "the rollout: last token", "the scores"
+PROMPTS, LAST = "the rollout: prompts", "the rollout: last token"
+LOWER, SCORES = "the lower layers", "the scores"
 PROBE = "the probe of the finished policy"
 POLICY_STEP, VALUE_STEP, BOTH, TEXT = (
     "the update: policy",
@@ -98,24 +116,26 @@ POLICY_STEP, VALUE_STEP, BOTH, TEXT = (
     "the update: policy and values",
     "the update: pretraining text",
 )
-_WITHOUT = (PROMPTS, LAST, SCORES, PROBE)
+_WITHOUT = (PROMPTS, LAST, LOWER, SCORES, PROBE)
 """Phases without a gradient."""
 
 
 def _phases(recipe: Recipe, run: _Run) -> dict[str, Any]:
     ppo = recipe.ppo
     rows = min(run.beside, run.sizes.batch)
-    found: dict[str, Any] = {
-        PROMPTS: Reading(max(1, math.ceil(rows / run.copies)), run.prompt, POLICY),
-        LAST: Continuing(rows, run.prompt, run.response, POLICY),
-        SCORES: Judging(run.update, POLICY),
-    }
+    found: dict[str, Any] = {}
+    if ppo.rollout.engine == "hf":
+        found[PROMPTS] = Reading(max(1, math.ceil(rows / run.copies)), run.prompt, POLICY)
+        found[LAST] = Continuing(rows, run.prompt, run.response, POLICY)
+    if run.states:  # the adapters' layers are left out of it, which saves no memory worth counting
+        found[LOWER] = Judging(Update(rows, run.prompt, run.response), POLICY, log_probs=False)
+    found[SCORES] = Judging(run.scored, POLICY)
     shared = ppo.value == "shared"
     found[BOTH if shared else POLICY_STEP] = Learning(
-        run.update, POLICY, True, VALUE if shared else None, ppo.entropy_coef > 0
+        run.learned, POLICY, True, VALUE if shared else None, ppo.entropy_coef > 0
     )
     if ppo.value == "adapter":
-        found[VALUE_STEP] = Learning(run.update, VALUE, False, VALUE)
+        found[VALUE_STEP] = Learning(run.learned, VALUE, False, VALUE)
     if ppo.ptx_coef:
         text = Update(min(run.sizes.micro, ppo.ptx_batch_size), 1, ppo.ptx_max_length - 1)
         found[TEXT] = Learning(text, POLICY, True, None)
@@ -150,6 +170,49 @@ def _run(recipe: Recipe, lengths: Lengths, wishes: Wishes) -> _Run:
         groups=math.ceil(mine / beside),
         copies=ppo.num_generations,
     )
+
+
+def _with_states(run: _Run, recipe: Recipe, setup: Setup, wishes: Wishes) -> _Run:
+    """Knows what is computed once below every adapter; engines that share the base out have each role compute it."""
+    below = layer_kinds(setup).count(BELOW)
+    lowest = below
+    if REWARD in setup.adapters and recipe.reward.lora is not None:
+        lowest = min(below, *(recipe.reward.lora.layers_to_transform or [0]))
+    limit = recipe.ppo.frozen_states_limit * 2**20
+    if not lowest or not limit or wishes.shards_base:
+        return run
+    tokens = run.sizes.batch * (run.prompt + run.response)
+    size = tokens * setup.config.get_text_config().hidden_size * setup.dtype.itemsize
+    # A reward adapter that reaches further down than the others leaves less to save: none of it is counted as saved.
+    return dataclasses.replace(run, lowered=lowest == below, states=size if size <= limit else 0)
+
+
+def _holding(name: str, one: Footprint, run: _Run, weights: Weights, setup: Setup, wishes: Wishes) -> Footprint:
+    """With what is in memory beside the tensors of a phase: the states below the adapters from when they are made until
+    the update is over, and, while a CPU samples, a second copy of the layers' matrices (`models/packed_linear.py`)."""
+    parts = dict(one.parts)
+    if name not in (PROMPTS, LAST, PROBE):
+        parts["states"] = run.states
+    if name == LOWER:  # the parts of it that are put together at the end
+        parts[WORKSPACE] = max(parts.get(WORKSPACE, 0), run.states)
+    if name in (PROMPTS, LAST) and not wishes.gpu and setup.quantization is None and not wishes.shards_base:
+        parts["ordered"] = weights.base - weights.outside
+    return dataclasses.replace(one, parts=parts)
+
+
+def _judging(recipe: Recipe, run: _Run, setup: Setup) -> float:
+    """Operations of an answer's scores, all roles together, at the longest prompts."""
+    whole = dataclasses.replace(run.scored, lowered=False)
+    full = footprint(setup, Judging(whole, POLICY)).flops
+    roles = 3 if recipe.ppo.value == "shared" else 4  # policy, reference, reward model, value model
+    if not run.lowered:
+        return roles * full / whole.rows
+    # Those on the base of the policy, the reward model among them only where the states of a whole update are kept.
+    on_base = 2 + (recipe.ppo.value == "adapter") + (REWARD in setup.adapters and run.states > 0)
+    upper = footprint(setup, Judging(run.scored, POLICY)).flops
+    once = full - upper
+    once *= (run.prompt / run.copies + run.response) / (run.prompt + run.response)  # a prompt's copies are read once
+    return (on_base * upper + (roles - on_base) * full + once) / whole.rows
 
 
 def _average(recipe: Recipe, weights: Weights) -> int:
@@ -201,7 +264,15 @@ def _with(one: Kept, other: Kept) -> Kept:
     return Kept(*sums)
 
 
-def _work(recipe: Recipe, run: _Run, lengths: Lengths, found: dict[str, Footprint], held: Kept, wishes: Wishes) -> Work:
+def _work(
+    recipe: Recipe,
+    run: _Run,
+    lengths: Lengths,
+    found: dict[str, Footprint],
+    judging: float,
+    held: Kept,
+    wishes: Wishes,
+) -> Work:
     ppo, sizes = recipe.ppo, run.sizes
     shape = f"{sizes.micro} x ({run.prompt} + {run.response}) tokens"
     updates = None if lengths.rows is None and ppo.total_episodes is None else sizes.updates(ppo, lengths.rows or 0)
@@ -209,24 +280,25 @@ def _work(recipe: Recipe, run: _Run, lengths: Lengths, found: dict[str, Footprin
     updates = max_steps if max_steps else updates
     if updates is None:
         return Work(lengths.rows, None, None, shape, None, None, lengths.source)
-    parts = sizes.batch / sizes.micro * run.share
-    judged = {POLICY, REFERENCE, VALUE, REWARD} - ({VALUE} if ppo.value == "shared" else set())
     learned = sum(one.flops for name, one in found.items() if name in (POLICY_STEP, VALUE_STEP, BOTH, TEXT))
-    trained = parts * (len(judged) * found[SCORES].flops + ppo.num_ppo_epochs * learned)
-    sampled = run.groups * wishes.devices * (found[PROMPTS].flops + run.response * found[LAST].flops)
+    trained = sizes.batch * run.share * (judging + ppo.num_ppo_epochs * learned / sizes.micro)
+    prefill, step = (found[name].flops if name in found else 0 for name in (PROMPTS, LAST))
+    sampled = run.groups * wishes.devices * (prefill + run.response * step)
     tokens = updates * sizes.batch * (run.mean_prompt + run.response)
     seconds = None
     if wishes.throughput is not None:
-        seconds = updates * (
-            trained / wishes.throughput / wishes.devices
-            + run.groups
-            * sampling_seconds(
-                prefill=found[PROMPTS].flops,
-                step=found[LAST].flops,
-                steps=run.response,
-                read=held.base + held.adapters + found[LAST].cache / 2,
-                throughput=wishes.throughput,
-                bandwidth=wishes.bandwidth,
+        seconds = updates * trained / wishes.throughput / wishes.devices
+        if LAST in found:
+            seconds += (
+                updates
+                * run.groups
+                * sampling_seconds(
+                    prefill=prefill,
+                    step=step,
+                    steps=run.response,
+                    read=held.base + held.adapters + found[LAST].cache / 2,
+                    throughput=wishes.throughput,
+                    bandwidth=wishes.bandwidth,
+                )
             )
-        )
     return Work(lengths.rows, updates, round(tokens), shape, updates * (trained + sampled), seconds, lengths.source)

@@ -91,10 +91,10 @@ def for_transformers(config: PPOConfig, updates: int, has_held_out: bool) -> PPO
     args.gradient_checkpointing = args.activation_checkpointing = False  # the roles' own
     args.ignore_data_skip = True  # `Updates` finds its place by itself
     args.remove_unused_columns, args.label_names = False, []
-    for name in ("use_liger_kernel",):
-        if getattr(config, name):  # they would wrap or look for one whole model, and here several roles play
-            log.warning("ppo: %s has no effect: the roles switch inside of one model; see docs/ppo.md", name)
-            setattr(args, name, False)
+    args.torch_compile = False  # the trainer compiles the layers of the roles' models, and not the roles
+    if config.use_liger_kernel:
+        log.warning("ppo: use_liger_kernel has no effect: Liger looks for one whole model, and here several roles play")
+        args.use_liger_kernel = False
     if not has_held_out:
         args.eval_strategy = "no"
     elif args.eval_steps is None and args.eval_strategy != "epoch":

@@ -11,6 +11,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from rlhf_kit.models import Backbone
+from rlhf_kit.models.compiled import as_it_is
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def sample(
     backbone.eval()
     try:
         drawing = Drawing(temperature, top_k, top_p, generator)
-        with backbone.packed():
+        with backbone.packed(), as_it_is():
             return _decode(backbone, prompts, ending, drawing, on_token, in_step or bool)
     finally:
         backbone.train(was_training)

@@ -8,6 +8,7 @@ from .checkpoints import Candidate, Comparison, Standing, candidates, choose, co
 from .drawing import Answer, Progress, Settings, sample_answers, settings_of
 from .policy import BASE, TRAINED, Policy, find_policy, load_policy, read_prompts
 from .scoring import Scorer, best_of, distinct, score_answers
+from .served import Server, server_at
 from .writing import Account, Judge, Keep, sample_file
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Policy",
     "Progress",
     "Scorer",
+    "Server",
     "Settings",
     "Standing",
     "best_of",
@@ -36,5 +38,6 @@ __all__ = [
     "sample_answers",
     "sample_file",
     "score_answers",
+    "server_at",
     "settings_of",
 ]

@@ -36,10 +36,12 @@ from rlhf_kit.errors import CheckpointError
 from rlhf_kit.files import sha256_of
 from rlhf_kit.measures import Estimate, bootstrap_mean
 from rlhf_kit.outputs import check_outputs
+from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.sampling.drawing import Answer, Progress, Settings, sample_answers, silent
 from rlhf_kit.sampling.policy import Policy, load_policy, only_process, read_prompts
 from rlhf_kit.sampling.scoring import distinct, score_answers
-from rlhf_kit.sampling.writing import Judge, inputs_of
+from rlhf_kit.sampling.served import Server
+from rlhf_kit.sampling.writing import Judge, inputs_of, served_answers
 
 log = logging.getLogger(__name__)
 
@@ -150,15 +152,26 @@ def _same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) ->
 
 
 def judge_checkpoints(
-    policy: Policy, source: str, out: Path, settings: Settings, judge: Judge, progress: Progress = silent
+    policy: Policy,
+    source: str,
+    out: Path,
+    settings: Settings,
+    judge: Judge,
+    progress: Progress = silent,
+    *,
+    server: RolloutSection | None = None,
 ) -> Comparison:
     """Samples every candidate on the same prompts with the same seeds, scores the answers, and writes the comparison.
 
     What is in `out` already is taken as it is if it was made from the same prompts, weights and settings.
 
+    Args:
+        server: a vLLM server of the policy's base, which draws the answers; None draws them here.
+
     Raises:
         CheckpointError: nothing to choose from.
         DataError: every bad row of the prompts.
+        EngineError: the server cannot be used; what it has drawn is kept.
         RlhfKitError: several processes were launched.
     """
     only_process()
@@ -169,14 +182,18 @@ def judge_checkpoints(
     check_outputs([source], [out])
     prompts, _ = read_prompts(source)
     hashes = {candidate.name: candidate.sha256 for candidate in found}
-    inputs = {**inputs_of(policy, source, settings), "weights": hashes, "reward": [judge.name, judge.identity]}
+    inputs = {**inputs_of(policy, source, settings, server), "weights": hashes, "reward": [judge.name, judge.identity]}
     if out.is_file() and (kept := read_json(out)).get(INPUTS) == inputs:
         log.info("%s: scored before with the same prompts, weights and settings", out)
         return Comparison.from_json(kept["comparison"])
     out.parent.mkdir(parents=True, exist_ok=True)
     work = open_work(out, inputs)
     asked = [prompt.prompt for prompt in prompts]
-    drawn = {c.name: rows for c, rows in zip(found, _draw(policy, found, asked, settings, work, progress), strict=True)}
+    if server is None:
+        rows = _draw(policy, found, asked, settings, work, progress)
+    else:
+        rows = _served(policy, found, asked, settings, server, work, progress)
+    drawn = {candidate.name: answers for candidate, answers in zip(found, rows, strict=True)}
     reward = judge.load()
     scored = {
         name: score_answers(
@@ -209,6 +226,26 @@ def _draw(
         if number == 0:
             encoder.report("sample")
     return drawn
+
+
+def _served(
+    policy: Policy,
+    found: Sequence[Candidate],
+    asked: Sequence[Any],
+    settings: Settings,
+    section: RolloutSection,
+    work: Path,
+    progress: Progress,
+) -> list[list[list[Answer]]]:
+    folders = [candidate.weights.parent for candidate in found]
+    server = Server(section, policy.recipe.model, folders, work / "adapters")
+    try:
+        return [
+            served_answers(server, policy, candidate.weights.parent, asked, settings, work, candidate.name, progress)
+            for candidate in found
+        ]
+    finally:
+        server.close()
 
 
 def compare(

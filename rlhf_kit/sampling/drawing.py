@@ -24,6 +24,8 @@ from rlhf_kit.rollout import sample_in_batches
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, how many answers more are done, and how many there are in all."""
+Draw = Callable[[Sequence[list[int]], int, Callable[[int], None]], list[list[int]]]
+"""Gives the tokens of K answers to each prompt of a chunk, by its prompts and its number; tells how many are done."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -118,6 +120,25 @@ def sample_answers(
         kept: a directory where each chunk is kept when it is done, and taken from if it is there.
         name: of the kept files and for `progress`.
     """
+
+    def draw(some: Sequence[list[int]], chunk: int, told: Callable[[int], None]) -> list[list[int]]:
+        with backbone.role(role):
+            return draw_chunk(backbone, some, settings, chunk, told)
+
+    return drawn_answers(draw, encoder, prompts, settings, kept=kept, name=name, progress=progress)
+
+
+def drawn_answers(
+    draw: Draw,
+    encoder: Encoder,
+    prompts: Sequence[Conversation],
+    settings: Settings,
+    *,
+    kept: Path | None = None,
+    name: str = "answers",
+    progress: Progress = silent,
+) -> list[list[Answer]]:
+    """`sample_answers`, whoever draws them."""
     ids = [encoder.prompt(prompt) for prompt in prompts]
     answers: list[list[Answer]] = []
     size, total = settings.prompts_of_a_chunk, len(prompts) * settings.k
@@ -127,7 +148,7 @@ def sample_answers(
         if file is not None and file.is_file():
             progress(name, len(some) * settings.k, total)
         else:
-            drawn = _drawn(backbone, encoder, some, settings, chunk, role, lambda done: progress(name, done, total))
+            drawn = _drawn(draw, encoder, some, settings, chunk, lambda done: progress(name, done, total))
             if file is None:
                 answers += drawn
                 continue
@@ -137,17 +158,15 @@ def sample_answers(
 
 
 def _drawn(
-    backbone: Backbone,
+    draw: Draw,
     encoder: Encoder,
     ids: Sequence[list[int]],
     settings: Settings,
     chunk: int,
-    role: str | None,
     progress: Callable[[int], None],
 ) -> list[list[Answer]]:
-    with backbone.role(role):
-        responses = draw_chunk(backbone, ids, settings, chunk, progress)
-    eos = backbone.tokenizer.eos_token_id
+    responses = draw(ids, chunk, progress)
+    eos = encoder.tokenizer.eos_token_id
     flat = [Answer(encoder.text(response), response[-1] == eos, len(response)) for response in responses]
     return [flat[at : at + settings.k] for at in range(0, len(flat), settings.k)]
 

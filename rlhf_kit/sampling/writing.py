@@ -19,13 +19,16 @@ import numpy as np
 
 from rlhf_kit import files
 from rlhf_kit.checkpoint import open_work
+from rlhf_kit.data import Encoder
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.outputs import Files, check_outputs, json_line, row_of
 from rlhf_kit.reasons import NON_BLANK
-from rlhf_kit.records import Demonstration, Prompt, Ranking, Record, Response
-from rlhf_kit.sampling.drawing import Answer, Progress, Settings, sample_answers, silent
+from rlhf_kit.recipe_rollout import RolloutSection
+from rlhf_kit.records import Conversation, Demonstration, Prompt, Ranking, Record, Response
+from rlhf_kit.sampling.drawing import Answer, Progress, Settings, drawn_answers, sample_answers, silent
 from rlhf_kit.sampling.policy import Policy, load_policy, only_process, read_prompts
 from rlhf_kit.sampling.scoring import Scorer, best_of, distinct, score_answers
+from rlhf_kit.sampling.served import Server
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +95,7 @@ def sample_file(
     *,
     keep: Keep = "all",
     judge: Judge | None = None,
+    server: RolloutSection | None = None,
     progress: Progress = silent,
 ) -> Account:
     """Draws answers to the prompts of `source` and writes one row a prompt; goes on where the same was interrupted.
@@ -100,11 +104,13 @@ def sample_file(
         keep: all answers in a prompt row's `meta.responses`; `ranked` ones by their score in a ranking; or the `best`
             one as a demonstration.
         judge: needed but for `all`.
+        server: a vLLM server of the policy's base, which draws the answers; None draws them here.
 
     Raises:
         DataError: every bad row of the prompts; an output that cannot be written.
         RlhfKitError: settings that cannot be, or several processes.
         ModelError, CheckpointError: policy or reward model cannot be loaded or used.
+        EngineError: the server cannot be used; what it has drawn is kept.
     """
     only_process()
     if keep != "all" and judge is None:
@@ -113,10 +119,14 @@ def sample_file(
         raise RlhfKitError(f"sample: a ranking holds 2 to {MOST_RANKED} answers, not {settings.k}")
     check_outputs([source], [out])
     prompts, repeated = read_prompts(source)
-    inputs = {**inputs_of(policy, source, settings), "keep": keep, "reward": judge and [judge.name, judge.identity]}
+    inputs = {
+        **inputs_of(policy, source, settings, server),
+        "keep": keep,
+        "reward": judge and [judge.name, judge.identity],
+    }
     out.parent.mkdir(parents=True, exist_ok=True)
     work = open_work(out, inputs)
-    drawn = _draw(policy, prompts, settings, work, progress)
+    drawn = _draw(policy, prompts, settings, server, work, progress)
     merged = [distinct(row) for row in drawn]
     if judge is not None:
         merged = score_answers(judge.load(), [p.prompt for p in prompts], merged, kept=work, progress=progress)
@@ -153,16 +163,46 @@ def mean_score(answers: Sequence[Sequence[Answer]]) -> float | None:
 
 
 def _draw(
-    policy: Policy, prompts: Sequence[Prompt], settings: Settings, work: Path, progress: Progress
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    section: RolloutSection | None,
+    work: Path,
+    progress: Progress,
 ) -> list[list[Answer]]:
+    asked = [prompt.prompt for prompt in prompts]
+    if section is not None:
+        server = Server(section, policy.recipe.model, [policy.directory], work / "adapters")
+        try:
+            return served_answers(server, policy, policy.directory, asked, settings, work, policy.name, progress)
+        finally:
+            server.close()
     backbone, encoder = load_policy(policy)  # gone from memory before a reward model comes
     role = None if policy.directory is None else policy.name
-    asked = [prompt.prompt for prompt in prompts]
     return sample_answers(backbone, encoder, asked, settings, role=role, kept=work, name=policy.name, progress=progress)
 
 
-def inputs_of(policy: Policy, source: str, settings: Settings) -> dict[str, Any]:
-    """Everything that the answers depend on, as JSON."""
+def served_answers(
+    server: Server,
+    policy: Policy,
+    adapter: Path | None,
+    asked: Sequence[Conversation],
+    settings: Settings,
+    work: Path,
+    name: str,
+    progress: Progress,
+) -> list[list[Answer]]:
+    """`sample_answers` of a policy with this adapter in the place of its own, drawn by a server."""
+    encoder = Encoder(server.tokenizer, max_prompt_length=policy.recipe.data.max_prompt_length)
+
+    def draw(some: Sequence[list[int]], chunk: int, told: Callable[[int], None]) -> list[list[int]]:
+        return [list(one.ids) for one in server.draw_chunk(adapter, some, settings, chunk, told)]
+
+    return drawn_answers(draw, encoder, asked, settings, kept=work, name=name, progress=progress)
+
+
+def inputs_of(policy: Policy, source: str, settings: Settings, server: RolloutSection | None = None) -> dict[str, Any]:
+    """Everything that the answers depend on, as JSON; which server it is does not count, but that one draws does."""
     model = policy.recipe.model.model_dump()
     if policy.recipe.model.chat_template is not None:
         model["chat_template"] = files.sha256_of(policy.recipe.model.chat_template)
@@ -173,6 +213,7 @@ def inputs_of(policy: Policy, source: str, settings: Settings) -> dict[str, Any]
         "max_prompt_length": policy.recipe.data.max_prompt_length,
         "prompts": files.sha256_of(source),
         "settings": asdict(settings),
+        **({} if server is None else {"engine": server.engine}),
     }
 
 
