@@ -454,3 +454,25 @@ def test_a_text_is_taken_as_it_is_and_a_conversation_is_rendered():
 def test_prompts_that_cannot_be_used_are_named(tmp_path, given, said):
     with pytest.raises(DataError, match=said):
         trainer(tmp_path, given)
+
+
+# ---------------------------------------------------------------- options that fall back
+
+
+def test_where_nothing_can_be_compiled_the_run_goes_on_with_a_word(tmp_path, monkeypatch, caplog):
+    def no_compiler(*given, **options):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\nin torch._inductor")
+
+    caplog.clear()
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    made = trainer(tmp_path, torch_compile=True)
+    made.train()
+    words = [record.getMessage() for record in caplog.records if record.name.startswith("rlhf_kit")]
+    assert any("the layers are not compiled: RuntimeError: InvalidCxxCompiler" in line for line in words)
+    assert made.state.global_step == 2 and not any("\n" in line for line in words)
+
+
+def test_liger_is_said_to_have_no_effect(tmp_path, caplog):
+    caplog.clear()
+    trainer(tmp_path, use_liger_kernel=True, total_episodes=8).train()
+    assert "use_liger_kernel has no effect" in caplog.text

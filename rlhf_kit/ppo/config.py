@@ -102,7 +102,10 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
         if self.activation_checkpointing is None:  # else transformers warns of the older name, even where it is off
             self.activation_checkpointing = self.gradient_checkpointing
         by_default = self.eval_steps is None and not self.load_best_model_at_end
+        # transformers would have accelerate compile the roles as one model; the trainer compiles their layers.
+        compiled, self.torch_compile = self.torch_compile, False
         super().__post_init__()
+        self.torch_compile = compiled
         if by_default:  # transformers takes logging_steps; here it is num_sample_generations that says how often
             self.eval_steps = None
         found = list(_out_of_bounds(self)) or list(mistakes(self, self.world_size))

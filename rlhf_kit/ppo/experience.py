@@ -119,9 +119,11 @@ class Experience:
         if not self.reuses or size > self.config.frozen_states_limit * 2**20:
             return sequences
         self.roles.eval()
-        mine = torch.arange(count)[launch.share(count)].split(self.config.local_rollout_forward_batch_size)
-        parts = [self._lower(sequences.select(rows)) for rows in mine]
-        return replace(sequences, lower=launch.gathered_rows(torch.cat(parts)))
+        mine = torch.arange(count)[launch.share(count)]
+        lower = torch.empty((len(mine), width, backbone.hidden_size), dtype=backbone.base.dtype, device=self.device)
+        for place in torch.arange(len(mine)).split(self.config.local_rollout_forward_batch_size):
+            lower[place] = self._lower(sequences.select(mine[place]))
+        return replace(sequences, lower=launch.gathered_rows(lower))
 
     def _lower(self, part: Sequences) -> Tensor:
         with self.precision(self.roles.policy):

