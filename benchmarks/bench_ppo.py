@@ -8,8 +8,7 @@ bfloat16 where this CPU multiplies it, else float32. An update is sampling, scor
 
 The kit has the value head on the policy (`shared`) or a value adapter (`adapter`, its default), the reward an adapter
 with a head on the same base in both; `upper_half` is `shared` with adapters on the upper half of the layers only, so
-that what the lower half makes of an update's answers is computed once; `shared_compiled` and `upper_half_compiled`
-have `torch_compile` (layers are compiled in the first update, which is not counted).
+that what the lower half makes of an update's answers is computed once.
 
 TRL as shipped (`peer`): `peft_config` for the policy, the adapter off as reference, reward and value model sequence
 classification models of the same weights. TRL trains the value model in full; with LoRA put into it by hand it is the
@@ -64,7 +63,7 @@ BARS = {
     "time_ratio_upper_half": 0.33,
     "memory_ratio": 0.42,
 }
-KIT = ("shared", "adapter", "upper_half", "shared_compiled", "upper_half_compiled")
+KIT = ("shared", "adapter", "upper_half")
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Llamas in the proportions of SmolLM2's 135M and 360M, and a larger one.
 SIZES = {
@@ -153,9 +152,8 @@ def sides(shared: Settings, options: argparse.Namespace) -> dict[str, tuple[Path
     upper = {**shared.lora, "layers_to_transform": list(range(layers // 2, layers))}
     kit, found = Path(sys.executable), {}
     for name in [name for name in KIT if name in options.sides]:
-        halved, compiled = name.startswith("upper_half"), name.endswith("_compiled")
-        value = "adapter" if name == "adapter" else "shared"
-        settings = replace(shared, value=value, lora=upper if halved else shared.lora, compiled=compiled)
+        halved = name == "upper_half"
+        settings = replace(shared, value="shared" if halved else name, lora=upper if halved else shared.lora)
         found[name] = (kit, "kit", settings)
     for name, lora in (("peer", shared.lora), ("peer_upper_half", upper)):
         if name in options.sides:
@@ -218,7 +216,7 @@ def result(runs: dict[str, list[Run]], limits: Run, shared: Settings) -> Run:
             continue
         found[peer] = found[name]
         figures[f"{peer}_variant"] = name.removeprefix(f"{peer} ")
-        for side in [name for name in KIT if name in found and (not end or name.startswith("upper"))]:
+        for side in [name for name in KIT if name in found and (not end or name == "upper_half")]:
             for what, key in (("time", "seconds"), ("cpu_time", "cpu_seconds"), ("memory", "peak_mib")):
                 figures[f"{what}_ratio_{side}{end}"] = round(found[side][key] / found[peer][key], 4)
     if "memory_ratio_adapter" in figures:
@@ -226,7 +224,7 @@ def result(runs: dict[str, list[Run]], limits: Run, shared: Settings) -> Run:
     least = limits.pop("least_seconds")
     breakdown = {}
     for side in [name for name in (*KIT, "peer", "peer_upper_half") if name in found]:
-        value = side.removesuffix("_compiled")
+        value = side
         if side.startswith("peer"):
             value = "full" if figures[f"{side}_variant"].startswith("full") else "adapter"
         breakdown[side] = {part: found[side][part] for part in PARTS}
@@ -314,9 +312,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--sides",
         nargs="+",
-        default=["shared", "adapter", "upper_half", "peer"],
+        default=[*KIT, "peer"],
         choices=[*KIT, "peer", "peer_upper_half"],
-        help="of the kit those without torch_compile, and TRL on all layers, if left out",
+        help="all but peer_upper_half if left out",
     )
     parser.add_argument("--sizes", action="store_true", help="also memory against the size of the model")
     parser.add_argument("--peer", type=Path, default=PEER, help="the Python of TRL's environment")

@@ -318,3 +318,34 @@ def test_as_peft_is_pefts_own_to_the_bit():
         with as_peft():
             assert torch.equal(layer(x), expected)
         assert not torch.equal(layer(x), expected)  # else this test would show nothing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=str)
+def test_settled_layers_give_the_same_to_the_bit_and_are_as_before_afterwards(dtype):
+    backbone = tiny_backbone("policy", "sft")
+    in_dtype(backbone, dtype)
+    with torch.no_grad(), autocast(dtype):
+        for role in ("policy", "sft", None):
+            with backbone.role(role):
+                plain = backbone(IDS, MASK)
+                layer = backbone.decoder.layers[0].mlp.up_proj
+                before = layer.forward
+                with backbone.settled():
+                    # In float32 without autocast too: adapters and base are of one dtype, which is the plain case.
+                    assert (layer.forward != before) == (role is not None)
+                    assert torch.equal(backbone(IDS, MASK), plain)
+                assert layer.forward == before
+
+
+def test_settled_layers_follow_what_was_learned_before():
+    backbone = tiny_backbone("policy")
+    with torch.no_grad(), backbone.role("policy"):
+        with backbone.settled():
+            first = backbone(IDS, MASK)
+        for parameter in backbone.adapter_parameters("policy"):
+            parameter.data.mul_(1.5)  # as fused optimisers write: without a word to autograd
+        with backbone.settled():
+            assert not torch.equal(backbone(IDS, MASK), first)
+            with as_peft():
+                expected = backbone(IDS, MASK)
+            torch.testing.assert_close(backbone(IDS, MASK), expected, atol=1e-5, rtol=1e-5)

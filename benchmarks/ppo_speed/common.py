@@ -28,7 +28,6 @@ class Settings:
         mini_batch: episodes of one optimiser step, and of one forward and backward pass.
         value: the value model: `shared` or `adapter` (kit), `full` or `lora` (peer).
         keep_memory: malloc's thresholds as the kit's command line raises them.
-        compiled: `torch_compile` (kit only).
     """
 
     model: str
@@ -49,7 +48,6 @@ class Settings:
     keep_memory: bool
     threads: int
     lora: dict[str, Any]
-    compiled: bool = False
 
     @classmethod
     def of_command_line(cls) -> Settings:

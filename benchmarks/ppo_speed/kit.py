@@ -79,7 +79,6 @@ def main() -> None:
                 min_response_length=settings.response_length,
                 missing_eos_penalty=None,
                 value=settings.value,
-                torch_compile=settings.compiled,
             ),
             train_dataset=[{"input_ids": ids} for ids in prompts(settings)],
             callbacks=[Clock(meter)],

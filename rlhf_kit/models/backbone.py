@@ -21,13 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from typing_extensions import Self
 
 from rlhf_kit import launch
 from rlhf_kit.errors import CheckpointError, ModelError
-from rlhf_kit.models.compiled import compiled
 from rlhf_kit.models.heads import ScalarHead
-from rlhf_kit.models.lora_linear import forget_copies, fuse
+from rlhf_kit.models.lora_linear import fuse, settled
 from rlhf_kit.models.lower_layers import LowerLayers
 from rlhf_kit.models.packed_linear import packed
 from rlhf_kit.models.quantized import settle
@@ -339,15 +337,10 @@ class Backbone(nn.Module):
 
     # ---------------------------------------------------------------- forward
 
-    def compiled(self) -> contextlib.AbstractContextManager[None]:
-        """Within, the layers are compiled by `torch.compile` when they are first used; see `compiled`."""
-        return compiled(self.lower_layers.layers)
-
-    def train(self, mode: bool = True) -> Self:
-        """As of any module; what was kept of adapters for passes without gradients is forgotten."""
-        for layer in self._layers if mode else ():
-            forget_copies(layer)
-        return super().train(mode)
+    def settled(self) -> contextlib.AbstractContextManager[None]:
+        """Within, for passes without gradients under the role that plays now: adapters and roles stay as they are. See
+        `lora_linear`."""
+        return settled(self._layers, self.base.dtype, self.device)
 
     def packed(self) -> contextlib.AbstractContextManager[None]:
         """Within, passes without gradients are quicker on a CPU, most of all those of few rows, for a second copy of

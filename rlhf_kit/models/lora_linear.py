@@ -9,8 +9,9 @@ hooks) is left to PEFT.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -77,14 +78,7 @@ def as_peft() -> Iterator[None]:
         _shorter.reset(token)
 
 
-def forget_copies(layer: BaseTunerLayer) -> None:
-    """Lets go of what is kept for passes without gradients: what is learned in a compiled pass does not do so."""
-    vars(layer).get(_COPIES, {}).clear()
-
-
 def _forward(self: lora.Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _traced(self, x, *args, **kwargs)
     # Fused optimisers (torch's AdamW, all of bitsandbytes) write parameters without counting up their version. What
     # they may change has been through a forward with gradients, so such a forward forgets the copies.
     grad = torch.is_grad_enabled()
@@ -104,26 +98,30 @@ def _forward(self: lora.Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return y.view(*x.shape[:-1], y.size(-1))
 
 
-def _traced(layer: lora.Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The same for `torch.compile`, which finds the gradients and fuses the casts itself."""
-    active, base = layer.active_adapters, layer.base_layer
-    name = active[0] if len(active) == 1 else ""
-    plain = (
-        name in layer.lora_A
-        and not (args or kwargs or layer.disable_adapters or layer.merged or layer.lora_bias[name])
-        and name not in layer.lora_variant
-        and (isinstance(layer.lora_dropout[name], nn.Identity) or layer.lora_dropout[name].p == 0.0)
-        and x.dtype == base.weight.dtype
-        and (torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype)
-        == x.dtype
-        and not base.weight.requires_grad
-    )
-    if not plain:
-        return lora.Linear.forward(layer, x, *args, **kwargs)
-    a, b = layer.lora_A[name].weight.to(x.dtype), layer.lora_B[name].weight.to(x.dtype)
+@contextlib.contextmanager
+def settled(layers: Iterable[BaseTunerLayer], dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Within, passes without gradients under one role, which nobody changes: which forward a layer takes, and its
+    matrices in `dtype`, are found out once and not for each token."""
+    probe, own = torch.empty(0, dtype=dtype, device=device), dict[int, tuple[BaseTunerLayer, Any]]()
+    for layer in layers:
+        if _COPIES not in vars(layer) or not _shorter.get() or (plain := _plain_matrices(layer, probe)) is None:
+            continue
+        name, base, a, b = plain
+        own[id(layer)] = layer, vars(layer)["forward"]
+        layer.forward = partial(_settled, layer, base, a.to(dtype).T, b.to(dtype).T, layer.scaling[name])
+    try:
+        yield
+    finally:
+        for layer, forward in own.values():
+            layer.forward = forward
+
+
+def _settled(layer: lora.Linear, base: nn.Linear, a: Tensor, b: Tensor, s: float, x: Tensor, **kwargs: Any) -> Tensor:
+    if x.dtype != a.dtype or kwargs:
+        return _forward(layer, x, **kwargs)
     rows = x.reshape(-1, x.size(-1))
-    y = F.linear(rows, base.weight, base.bias)
-    return torch.addmm(y, rows @ a.T, b.T, alpha=layer.scaling[name]).view(*x.shape[:-1], y.size(-1))
+    y = product(base, rows).addmm_(rows @ a, b, alpha=s)
+    return y.view(*x.shape[:-1], y.size(-1))
 
 
 def _plain_matrices(layer: lora.Linear, x: Tensor) -> tuple[str, nn.Linear, Tensor, Tensor] | None:
@@ -151,6 +149,7 @@ def _plain_matrices(layer: lora.Linear, x: Tensor) -> tuple[str, nn.Linear, Tens
         and (type(dropout) is nn.Identity or not dropout.training or dropout.p == 0.0)
         and name not in own["lora_variant"]
         and not own["lora_bias"][name]
+        and not torch.compiler.is_compiling()
     )
     return (name, base, a.weight, b.weight) if plain else None
 

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from rlhf_kit.models.compiled import as_it_is
-
 log = logging.getLogger(__name__)
 
 # The largest relative difference of hidden states that rounding explains where a pass is made in two parts.
@@ -63,7 +61,7 @@ class LowerLayers:
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
         seen = torch.cat([ids[:, :prompt_length], mask[:, :prompt_length].long()], 1)
         prompts, copies = torch.unique(seen, dim=0, return_inverse=True)
-        with as_it_is(), _passed(self.layers[self.count :], None), _caught(self.layers[self.count - 1]) as found:
+        with _passed(self.layers[self.count :], None), _caught(self.layers[self.count - 1]) as found:
             if len(prompts) == len(ids):
                 self.decoder(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
                 return found[0]
@@ -122,16 +120,13 @@ def _passed(layers: Sequence[nn.Module], states: Tensor | None) -> Iterator[None
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states if states is None else states
 
-    compiled = [layer._compiled_call_impl for layer in layers]
     for layer in layers:
         vars(layer)["forward"] = forward
-        layer._compiled_call_impl = None  # it would be compiled anew for every `states`
     try:
         yield
     finally:
-        for layer, its_own in zip(layers, compiled, strict=True):
+        for layer in layers:
             del vars(layer)["forward"]
-            layer._compiled_call_impl = its_own
 
 
 @contextlib.contextmanager

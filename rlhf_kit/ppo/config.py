@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +18,17 @@ from rlhf_kit.reasons import field_of, findings, reason_of
 from rlhf_kit.recipe_ppo import PpoSection, mistakes
 from rlhf_kit.recipe_rollout import RolloutSection
 
+log = logging.getLogger(__name__)
+
 OWN_TO_RECIPES = ("init", "reward_funcs", "keep_checkpoints", "trainer")
 """Settings of the section that `PPOConfig` lacks: models and rewards are arguments of the trainer, the trainer removes
 no checkpoints when it is done, and the config is what `trainer` adds to."""
+
+WITHOUT_EFFECT = {
+    "torch_compile": "it was tried layer by layer, and an update took as long (benchmarks/RESULTS.md)",
+    "use_liger_kernel": "Liger looks for one whole model, and here several roles play on one",
+}
+"""transformers' arguments that are switched off, with a word why."""
 
 MAPPINGS = ("stop_on", "rollout")
 """Settings that are mappings, which a command line gives as JSON."""
@@ -102,10 +111,10 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
         if self.activation_checkpointing is None:  # else transformers warns of the older name, even where it is off
             self.activation_checkpointing = self.gradient_checkpointing
         by_default = self.eval_steps is None and not self.load_best_model_at_end
-        # transformers would have accelerate compile the roles as one model; the trainer compiles their layers.
-        compiled, self.torch_compile = self.torch_compile, False
+        for name in [name for name in WITHOUT_EFFECT if getattr(self, name)]:
+            log.warning("ppo: %s has no effect: %s", name, WITHOUT_EFFECT[name])
+            setattr(self, name, False)
         super().__post_init__()
-        self.torch_compile = compiled
         if by_default:  # transformers takes logging_steps; here it is num_sample_generations that says how often
             self.eval_steps = None
         found = list(_out_of_bounds(self)) or list(mistakes(self, self.world_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -97,11 +98,12 @@ class Experience:
             EngineError: an engine outside the trainer fails, or draws by other probabilities than the policy's.
         """
         started = time.perf_counter()
-        answers = self.sample(rows, generator)
-        sampled = time.perf_counter()
-        answers = replace(answers, sequences=self.lowered(answers.sequences))
-        judged = self.judge(answers.sequences)
-        raw = self.raw(answers)
+        with self._packed():
+            answers = self.sample(rows, generator)
+            sampled = time.perf_counter()
+            answers = replace(answers, sequences=self.lowered(answers.sequences))
+            judged = self.judge(answers.sequences)
+            raw = self.raw(answers)
         scored = Scored(self.rewards.total(raw), raw)
         episodes, figures = self._episodes(answers, judged, scored, kl_coef)
         if answers.sampled is not None:
@@ -109,6 +111,11 @@ class Experience:
         ended = time.perf_counter()
         figures |= {"seconds_generate": sampled - started, "seconds_score": ended - sampled}
         return episodes, self.rewards.logged() | figures
+
+    def _packed(self) -> contextlib.AbstractContextManager[None]:
+        """For sampling and scoring, where the results are those of training to the bit: the first ratio must be 1."""
+        policy = self.roles.policy.backbone
+        return policy.packed() if policy.base.dtype == torch.bfloat16 else contextlib.nullcontext()
 
     @torch.no_grad()
     def lowered(self, sequences: Sequences) -> Sequences:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rlhf_kit.ppo.config import PPOConfig
-
-log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from rlhf_kit.ppo.trainer import PPOTrainer
@@ -91,10 +88,6 @@ def for_transformers(config: PPOConfig, updates: int, has_held_out: bool) -> PPO
     args.gradient_checkpointing = args.activation_checkpointing = False  # the roles' own
     args.ignore_data_skip = True  # `Updates` finds its place by itself
     args.remove_unused_columns, args.label_names = False, []
-    args.torch_compile = False  # the trainer compiles the layers of the roles' models, and not the roles
-    if config.use_liger_kernel:
-        log.warning("ppo: use_liger_kernel has no effect: Liger looks for one whole model, and here several roles play")
-        args.use_liger_kernel = False
     if not has_held_out:
         args.eval_strategy = "no"
     elif args.eval_steps is None and args.eval_strategy != "epoch":

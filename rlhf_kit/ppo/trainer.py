@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         if checkpoint is not None:
             self.args.eval_on_start = False  # done when the run began
         self.experience.sampler.connect()
-        with checkpoints.Termination() as self.termination, few_collections(), self._compiled():
+        with checkpoints.Termination() as self.termination, few_collections():
             result = super().train(checkpoint, **kwargs)
             step, terminated = self.state.global_step, self.wants_to_end
             if terminated and self._saved_step != step:
@@ -201,14 +201,6 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             )
             raise SystemExit(_TERMINATED)
         return result
-
-    @contextlib.contextmanager
-    def _compiled(self) -> Iterator[None]:
-        """With `torch_compile`, the layers of all roles are compiled when they are first used."""
-        with contextlib.ExitStack() as stack:
-            for backbone in self.roles.backbones if self.ppo.torch_compile else ():
-                stack.enter_context(backbone.compiled())
-            yield
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

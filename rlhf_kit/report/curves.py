@@ -86,6 +86,11 @@ CURVES: dict[str, tuple[Curve, ...]] = {
         Curve("clip_fraction", "Clip fraction", "Share of the tokens whose change was cut. Small is calm."),
         Curve("value_loss", "Value loss", "Should fall as the value model learns."),
         Curve("kl_coef", "KL coefficient", "As the controller sets it to hold the KL.", if_it_moves=True),
+        Curve(
+            "engine_mismatch",
+            "Mismatch of the server",
+            "Nats a token between the log-probabilities of sampling and of training. Rounding in bfloat16 is 0.05.",
+        ),
         Curve("ptx_loss", "Loss on other text", "Nats a token of the text beside it. A rise is what was forgotten."),
         _NORM,
         Curve(

@@ -11,7 +11,6 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from rlhf_kit.models import Backbone
-from rlhf_kit.models.compiled import as_it_is
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def sample(
     backbone.eval()
     try:
         drawing = Drawing(temperature, top_k, top_p, generator)
-        with backbone.packed(), as_it_is():
+        with backbone.packed(), backbone.settled():
             return _decode(backbone, prompts, ending, drawing, on_token, in_step or bool)
     finally:
         backbone.train(was_training)

@@ -22,6 +22,7 @@ __all__ = [
     "NO_FILES",
     "UNLOAD",
     "Served",
+    "has_tokens_of",
     "serve_line",
     "served",
     "shortcomings",
@@ -80,13 +81,18 @@ def shortcomings(
         Unanswered: it does not answer.
         Refused: it does not answer such questions at all (a key that is wrong, another kind of server).
     """
-    ours = tokenizer.encode(_TEXT, add_special_tokens=False)
-    theirs = client.post(TOKENIZE, {"model": base, "prompt": _TEXT, "add_special_tokens": False})
-    if not isinstance(theirs, dict) or theirs.get("tokens") != ours:
+    if not has_tokens_of(client, base, tokenizer):
         yield "its tokens are other ones than the policy's: it serves another model, or one with another tokenizer"
     else:
-        yield from _wrong_log_probs(client, base, ours, temperature)
+        yield from _wrong_log_probs(client, base, tokenizer.encode(_TEXT, add_special_tokens=False), temperature)
     yield from _wrong_adapters(client, adapters, rank)
+
+
+def has_tokens_of(client: Client, model: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the server makes of a text what the tokenizer makes of it; raises as `Client.post` does."""
+    theirs = client.post(TOKENIZE, {"model": model, "prompt": _TEXT, "add_special_tokens": False})
+    ours = tokenizer.encode(_TEXT, add_special_tokens=False)
+    return isinstance(theirs, dict) and theirs.get("tokens") == ours
 
 
 def _wrong_log_probs(client: Client, base: str, prompt: list[int], temperature: float) -> Iterator[str]:

@@ -24,13 +24,12 @@ from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.records import Conversation
 from rlhf_kit.reward_classifier import PairEncoder
 from rlhf_kit.rollout.client import Client, Patience, Refused, Unanswered
-from rlhf_kit.rollout.handshake import TOKENIZE, served
+from rlhf_kit.rollout.handshake import has_tokens_of, served
 
 __all__ = ["ServedReward"]
 
 POOLING = "/pooling"
 _BATCH = 64  # sequences of a request
-_TEXT = "Hello there, 12 cats!\n\tnaïve = f(x) # 東京"
 
 
 class ServedReward:
@@ -109,8 +108,7 @@ class ServedReward:
         if not ours:
             there = ", ".join(str(model.root or model.name) for model in models) or "nothing"
             raise EngineError(f"{self._client.url}: serves {there}, not {here}; {_serve(self.name)}")
-        theirs = self._client.post(TOKENIZE, {"model": ours[0].name, "prompt": _TEXT, "add_special_tokens": False})
-        if not isinstance(theirs, dict) or theirs.get("tokens") != tokenizer.encode(_TEXT, add_special_tokens=False):
+        if not has_tokens_of(self._client, ours[0].name, tokenizer):
             raise EngineError(f"{self._client.url}: its tokens are other ones than those of {here}")
         return ours[0].name
 
