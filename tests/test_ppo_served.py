@@ -236,6 +236,7 @@ def test_a_server_that_stays_away_stops_the_run_and_the_same_call_goes_on(tmp_pa
     resumed = trainer(tmp_path / "run", server.url, **fields)
     resumed.train(resume_from_checkpoint=True)
     state = json.loads((last_whole(tmp_path / "run") / "trainer_state.json").read_text())
+    assert not (tmp_path / "run" / ADAPTERS).exists()  # nor what the run that stopped had left there
     assert resumed.state.global_step == 5 and len(state["log_history"]) >= 5
     for found, expected in zip(log_of(resumed), log_of(plain), strict=True):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)

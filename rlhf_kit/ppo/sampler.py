@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -147,9 +147,8 @@ class Server:
         """Takes the adapters from the server and from the disk."""
         if launch.is_main():
             self.engine.close()
-            if self._own_directory:
-                with contextlib.suppress(OSError):
-                    self.adapters.rmdir()
+            if self._own_directory:  # with what a run that was killed has left there
+                shutil.rmtree(self.adapters, ignore_errors=True)
 
 
 def _of_all(do: Callable[[], _Item], *, when: bool = True) -> _Item:
