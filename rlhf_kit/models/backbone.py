@@ -339,8 +339,8 @@ class Backbone(nn.Module):
 
     def settled(self) -> contextlib.AbstractContextManager[None]:
         """Within, for passes without gradients under the role that plays now: adapters and roles stay as they are. See
-        `lora_linear`."""
-        return settled(self._layers, self.base.dtype, self.device)
+        `lora_linear`. Layers that processes share are left alone: they have their matrices while they compute only."""
+        return settled([] if launch.parted() else self._layers, self.base.dtype, self.device)
 
     def packed(self) -> contextlib.AbstractContextManager[None]:
         """Within, passes without gradients are quicker on a CPU, most of all those of few rows, for a second copy of
