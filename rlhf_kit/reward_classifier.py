@@ -32,6 +32,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from rlhf_kit.classifier import OFFSET, OFFSET_FILE
 from rlhf_kit.data import Encoder
 from rlhf_kit.errors import ModelError
+from rlhf_kit.models.backbone import context_length
 from rlhf_kit.models.loading import resolve_dtype
 from rlhf_kit.records import Conversation, Message
 
@@ -150,7 +151,7 @@ class Classifier:
         self.model, self.tokenizer, self.offset = model.eval(), tokenizer, offset
         self.config: PretrainedConfig = model.config
         text = self.config.get_text_config()
-        context: int = getattr(text, "max_position_embeddings", None) or 2**31
+        context = context_length(self.config)
         self.vocabulary: int = text.vocab_size
         self.pad: int | None = text.pad_token_id
         if self.pad is not None and not 0 <= self.pad < self.vocabulary:

@@ -2,9 +2,23 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+
+import pytest
 
 # Set before anything imports huggingface_hub, which reads them once; started processes inherit them.
 _hub_cache = tempfile.TemporaryDirectory(prefix="rlhf-kit-tests-", ignore_cleanup_errors=True)
 os.environ["HF_HOME"] = _hub_cache.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """The same sums in the same order on every machine with the same processor."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from peft import LoraConfig
 from tiny_recipe import make_capable_model
 
@@ -15,12 +13,7 @@ from rlhf_kit import PPOConfig, PPOTrainer
 PROMPTS = [{"prompt": text} for text in ("red", "blue sky", "a cat", "one two three", "tell me", "why", "city", "book")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same sums in the same order on every machine with this processor
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

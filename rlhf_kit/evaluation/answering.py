@@ -102,8 +102,9 @@ class Crew:
 
     def close(self) -> None:
         """Takes the adapters from the server again."""
-        if self.__dict__.get("served") is not None and self.served is not None:
-            self.served.close()
+        server: Server | None = vars(self).get("served")  # not connected only to say goodbye
+        if server is not None:
+            server.close()
 
     @cached_property
     def loaded(self) -> Loaded:

@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_kit import launch
 from rlhf_kit.errors import CheckpointError, ModelError
@@ -227,8 +227,7 @@ class Backbone(nn.Module):
     @property
     def context_length(self) -> int:
         """The most tokens that the base takes."""
-        found: int = getattr(self.config.get_text_config(), "max_position_embeddings", None) or 2**31
-        return found
+        return context_length(self.config)
 
     def train_only(self, *names: str, adapters: bool = True) -> None:
         """Adapters and heads of these names learn from now on; all else is frozen, whichever adapter is active.
@@ -356,9 +355,16 @@ class Backbone(nn.Module):
     def lower_layers(self) -> LowerLayers:
         """The layers below every adapter: what they make of a sequence is the same for all roles."""
         if self._lower is None:
-            count = self.config.get_text_config().num_hidden_layers
-            self._lower = LowerLayers.found(self.decoder, count, [] if launch.parted() else self._layers, self)
+            self._lower = self._below().tried(self)
         return self._lower
+
+    def assume_lower_layers(self) -> None:
+        """Takes them as they stand, without trying a pass: for tensors that hold no numbers."""
+        self._lower = self._below()
+
+    def _below(self) -> LowerLayers:
+        number = self.config.get_text_config().num_hidden_layers
+        return LowerLayers.below(self.decoder, number, [] if launch.parted() else self._layers)
 
     def forward(
         self,
@@ -439,6 +445,12 @@ class Backbone(nn.Module):
                 f"{kind}: the model post-processes its logits in a way that the kit does not know; "
                 "it cannot be trained by PPO"
             )
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """The most tokens that a model of this configuration takes; 2**31 where it does not say."""
+    found: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
+    return found
 
 
 def _is_of(key: str, modules: list[str]) -> bool:

@@ -89,12 +89,17 @@ def _forward(self: lora.Linear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if plain is None:
         return lora.Linear.forward(self, x, *args, **kwargs)
     name, base, a, b = plain
-    rows = x.reshape(-1, x.size(-1))
-    if grad:
-        y = _LoraLinear.apply(rows, base.weight, base.bias, a, b, self.scaling[name])
-    else:
+    if not grad:
         a, b = _copy(copies, name + "/A", a, x.dtype), _copy(copies, name + "/B", b, x.dtype)
-        y = product(base, rows).addmm_(rows @ a.T, b.T, alpha=self.scaling[name])
+        return _without_gradient(base, a.T, b.T, self.scaling[name], x)
+    y: Tensor = _LoraLinear.apply(x.reshape(-1, x.size(-1)), base.weight, base.bias, a, b, self.scaling[name])
+    return y.view(*x.shape[:-1], y.size(-1))
+
+
+def _without_gradient(base: nn.Linear, a: Tensor, b: Tensor, s: float, x: Tensor) -> Tensor:
+    """x W^T + bias + s (x a) b of x (..., in), with the transposed matrices a (in, r) and b (r, out)."""
+    rows = x.reshape(-1, x.size(-1))
+    y = product(base, rows).addmm_(rows @ a, b, alpha=s)
     return y.view(*x.shape[:-1], y.size(-1))
 
 
@@ -119,9 +124,7 @@ def settled(layers: Iterable[BaseTunerLayer], dtype: torch.dtype, device: torch.
 def _settled(layer: lora.Linear, base: nn.Linear, a: Tensor, b: Tensor, s: float, x: Tensor, **kwargs: Any) -> Tensor:
     if x.dtype != a.dtype or kwargs:
         return _forward(layer, x, **kwargs)
-    rows = x.reshape(-1, x.size(-1))
-    y = product(base, rows).addmm_(rows @ a, b, alpha=s)
-    return y.view(*x.shape[:-1], y.size(-1))
+    return _without_gradient(base, a, b, s, x)
 
 
 def _plain_matrices(layer: lora.Linear, x: Tensor) -> tuple[str, nn.Linear, Tensor, Tensor] | None:

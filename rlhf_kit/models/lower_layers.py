@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,20 +34,24 @@ class LowerLayers:
     count: int
 
     @classmethod
-    def found(
-        cls, decoder: nn.Module, number: int, adapted: Sequence[nn.Module], forward: Callable[..., Tensor]
-    ) -> LowerLayers:
-        """Those of a decoder of `number` layers, tried on a few tokens.
+    def below(cls, decoder: nn.Module, number: int, adapted: Sequence[nn.Module]) -> LowerLayers:
+        """Those of a decoder of `number` layers, not tried.
 
         Args:
             adapted: the modules that adapters change; none of them may stand outside the layers.
-            forward: `Backbone.forward`, which a divided pass must agree with.
         """
         lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == number]
         layers = list(lists[0]) if lists else []
         place_of = {id(module): place for place, layer in enumerate(layers) for module in layer.modules()}
-        lower = cls(decoder, layers, min((place_of.get(id(module), 0) for module in adapted), default=0))
-        return lower if lower.count and lower._divides(forward) else cls(decoder, layers, 0)
+        return cls(decoder, layers, min((place_of.get(id(module), 0) for module in adapted), default=0))
+
+    def tried(self, forward: Callable[..., Tensor]) -> LowerLayers:
+        """The same where a pass can be divided there, else none; found out on a few tokens.
+
+        Args:
+            forward: `Backbone.forward`, which a divided pass must agree with.
+        """
+        return self if self.count and self._divides(forward) else replace(self, count=0)
 
     @torch.no_grad()
     def states(self, ids: Tensor, mask: Tensor, prompt_length: int) -> Tensor:

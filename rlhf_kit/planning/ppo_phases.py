@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache
 
 from rlhf_kit import rl
 from rlhf_kit.batches import Sequences
 from rlhf_kit.models import Backbone
-from rlhf_kit.models.lower_layers import LowerLayers
 from rlhf_kit.planning.meter import Meter
 from rlhf_kit.planning.phases import precision, prepare
 from rlhf_kit.planning.setup import Setup
@@ -39,20 +37,13 @@ class Update:
         ids = torch.zeros(self.rows, self.prompt + self.response, dtype=torch.long)
         lower = None
         if self.lowered:
-            _find_lower_layers(backbone)
+            backbone.assume_lower_layers()
             lower = torch.zeros(*ids.shape, backbone.hidden_size, dtype=backbone.base.dtype)
         return Sequences(ids, torch.ones_like(ids, dtype=torch.bool), self.response, lower)
 
     def numbers(self) -> Tensor:
         """(B, R) float32, such as advantages."""
         return torch.zeros(self.rows, self.response)
-
-
-def _find_lower_layers(backbone: Backbone) -> None:
-    """Those of the layers that are there; looking for them as training does compares numbers, and there are none."""
-    layers = next(list(part) for part in backbone.decoder.modules() if isinstance(part, nn.ModuleList))
-    adapted = [any(isinstance(part, BaseTunerLayer) for part in layer.modules()) for layer in layers]
-    backbone._lower = LowerLayers(backbone.decoder, layers, adapted.index(True))
 
 
 def _states(backbone: Backbone, batch: Sequences) -> Tensor:

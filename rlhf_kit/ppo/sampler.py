@@ -17,6 +17,7 @@ from rlhf_kit.ppo.config import PPOConfig
 from rlhf_kit.ppo.prompts import PromptRow
 from rlhf_kit.ppo.roles import Role
 from rlhf_kit.rollout import Drawn, Ending, VllmEngine, sample_in_batches
+from rlhf_kit.rollout.handshake import highest_rank
 
 ADAPTERS = "rollout_adapters"
 """The directory below `output_dir` from which the server reads adapters, where no other is named."""
@@ -120,7 +121,7 @@ class Server:
             EngineError: there is none, or with all that it cannot do.
         """
         backbone = self.policy.backbone
-        rank = max(max([c.r, *c.rank_pattern.values()]) for c in map(backbone.peft.peft_config.get, backbone.adapters))
+        rank = highest_rank(backbone.peft.peft_config.values())
         _of_all(lambda: self.engine.connect(temperature=self.sampling.temperature, rank=rank), when=launch.is_main())
 
     def __call__(self, role: Role, rows: Sequence[PromptRow], generator: torch.Generator) -> list[Drawn]:

@@ -10,9 +10,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rlhf_kit.data import one_line
@@ -21,6 +21,7 @@ from rlhf_kit.errors import EngineError
 __all__ = ["Client", "Patience", "Refused", "Unanswered"]
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 KEY = "VLLM_API_KEY"
 """The environment variable with the server's key, where it was started with one; vLLM reads the same."""
@@ -193,6 +194,19 @@ class Patience:
         if self.tries:
             log.info("%s: answers again", self.url)
         self.since, self.tries = time.monotonic(), 0
+
+    def persist(self, do: Callable[[], _T]) -> _T:
+        """What `do` returns, which is done again as long as it is `Unanswered`.
+
+        Raises:
+            EngineError: it has been long enough.
+            Refused: by `do`.
+        """
+        while True:
+            try:
+                return do()
+            except Unanswered as failure:
+                self.failed(str(failure))
 
     def failed(self, reason: str) -> None:
         """Waits for a moment, longer each time; raises `EngineError` where it has been long enough.

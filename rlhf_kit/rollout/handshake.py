@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft import LoraConfig
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +24,7 @@ __all__ = [
     "UNLOAD",
     "Served",
     "has_tokens_of",
+    "highest_rank",
     "serve_line",
     "served",
     "shortcomings",
@@ -65,6 +67,11 @@ def serve_line(base: str, rank: int) -> str:
         f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {base} --enable-lora --max-lora-rank {enough} "
         "--logprobs-mode processed_logprobs"
     )
+
+
+def highest_rank(adapters: Iterable[LoraConfig]) -> int:
+    """What `--max-lora-rank` must be at least for adapters of these configurations; 1 where there are none."""
+    return max((max([adapter.r, *adapter.rank_pattern.values()]) for adapter in adapters), default=1)
 
 
 def shortcomings(

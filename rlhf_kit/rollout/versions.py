@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from rlhf_kit.errors import EngineError
+from rlhf_kit.models.sources import made_once
 from rlhf_kit.rollout.client import Client, Refused, Unanswered
 from rlhf_kit.rollout.handshake import ADD_LORA_FAILED, LOAD, NO_FILES
 
@@ -31,18 +30,10 @@ def copy(directory: Path, place: Path) -> None:
     """Writes an adapter to its place, whole or not at all; several processes may do so at the same time."""
     if place.exists():
         return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-    try:
+    with made_once(place) as scratch:
         for name in _FILES:
             shutil.copyfile(directory / name, scratch / name)
         scratch.chmod(0o755)  # the server may be another user's
-        os.replace(scratch, place)
-    except OSError:
-        if not place.exists():
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load(client: Client, version: str, directory: Path) -> None:

@@ -214,13 +214,10 @@ class VllmEngine:
         self._persist(load, patience)
 
     def _persist(self, do: Callable[[], _T], patience: Patience) -> _T:
-        while True:
-            try:
-                return do()
-            except Unanswered as failure:
-                patience.failed(str(failure))
-            except Refused as failure:
-                raise self._refusal(failure) from None
+        try:
+            return patience.persist(do)
+        except Refused as failure:
+            raise self._refusal(failure) from None
 
     def _refusal(self, failure: Refused) -> EngineError:
         hint = " (a key is read from VLLM_API_KEY)" if failure.status in (401, 403) else ""

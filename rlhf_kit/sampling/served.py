@@ -10,10 +10,10 @@ from peft import LoraConfig
 from transformers import AutoConfig
 
 from rlhf_kit.errors import ModelError
-from rlhf_kit.models.loading import load_tokenizer
-from rlhf_kit.models.sources import resolve
+from rlhf_kit.models import context_length, load_tokenizer, resolve
 from rlhf_kit.recipe import ModelSection
 from rlhf_kit.recipe_rollout import RolloutSection
+from rlhf_kit.rollout.handshake import highest_rank
 from rlhf_kit.rollout.vllm import Drawn, VllmEngine
 from rlhf_kit.sampling.drawing import Settings
 
@@ -55,8 +55,8 @@ class Server:
         self.section, self.tokenizer = section, load_tokenizer(model)
         self.context_length = _context_length(model)
         self._engine = VllmEngine(section, self.tokenizer, place)
-        ranks = (LoraConfig.from_pretrained(str(adapter)).r for adapter in adapters if adapter is not None)
-        self._rank, self._temperature = max(ranks, default=1), -1.0
+        configs = (LoraConfig.from_pretrained(str(adapter)) for adapter in adapters if adapter is not None)
+        self._rank, self._temperature = highest_rank(configs), -1.0
 
     def draw_chunk(
         self,
@@ -111,5 +111,4 @@ def _context_length(model: ModelSection) -> int:
         )
     except (OSError, ValueError) as failure:
         raise ModelError(f"{model.name_or_path}: its configuration cannot be read: {failure}") from failure
-    found: int = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
-    return found
+    return context_length(config)

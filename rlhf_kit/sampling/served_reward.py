@@ -114,16 +114,12 @@ class ServedReward:
 
     def _asked(self, do: Callable[[], Any]) -> Any:
         """What the server answers, which may be starting again."""
-        patience = Patience(self._client.url, self.section.timeout)
-        while True:
-            try:
-                return do()
-            except Unanswered as failure:
-                patience.failed(str(failure))
-            except Refused as failure:
-                raise EngineError(
-                    f"{self._client.url}: the vLLM server refuses what it is asked, {failure}; {_serve(self.name)}"
-                ) from None
+        try:
+            return Patience(self._client.url, self.section.timeout).persist(do)
+        except Refused as failure:
+            raise EngineError(
+                f"{self._client.url}: the vLLM server refuses what it is asked, {failure}; {_serve(self.name)}"
+            ) from None
 
 
 def _serve(directory: str) -> str:

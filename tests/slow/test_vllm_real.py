@@ -27,7 +27,7 @@ from rlhf_kit.models.sources import resolve
 from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.rollout.vllm import Drawn, VllmEngine
 
-pytestmark = [pytest.mark.slow, pytest.mark.model]
+pytestmark = [pytest.mark.slow, pytest.mark.model, pytest.mark.usefixtures("one_thread")]
 
 ROOT = Path(__file__).parents[2]
 TEMPERATURE = 0.7
@@ -36,14 +36,6 @@ REWARD = """
 def share_of_even(prompts, completions, completion_ids, **columns):
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # -------------------------------------------------------------------- SmolLM2
