@@ -1,23 +1,20 @@
-"""`rlhf-kit sample`: answers of a run's policies to a file of prompts, and the choice of SFT's checkpoint."""
+"""`rlhf-kit sample`: answers of policies to a file of prompts, for labelers, and the choice of SFT's checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rlhf_kit.cli_gather import CHOSEN, KINDS, NAMES, bars, gather_answers, keep_of, server_of
 from rlhf_kit.cli_shared import Command, add_vllm_options, count, temperature, times, vllm_url
 from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.process import prepare_torch
 
 if TYPE_CHECKING:
     from rlhf_kit.measures import Estimate
-    from rlhf_kit.recipe_rollout import RolloutSection
-    from rlhf_kit.sampling import Account, Comparison, Judge, Policy, Progress, Scorer, Settings
+    from rlhf_kit.sampling import Account, Comparison, Policy, Settings
 
 __all__ = ["add_sample"]
 
@@ -27,13 +24,28 @@ def add_sample(command: Command) -> None:
     parser = command(
         "sample", _sample, "draw answers to prompts and keep all, ranked ones or the best; choose SFT's checkpoint"
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="the output_dir of a run, or one of its stages")
+    parser.add_argument(
+        "places",
+        metavar="[LABEL=]RUN",
+        nargs="+",
+        help="the output_dir of a run, or one of its stages; several answer with --policy or where further ones are "
+        "named (runs, adapters, models, Hub ids), and each text comes once",
+    )
     parser.add_argument(
         "--prompts", metavar="FILE", required=True, help="prompts, or demonstrations or rankings for their prompts"
     )
-    parser.add_argument("--k", metavar="K", type=count, help="answers to each prompt (default: the recipe's)")
     parser.add_argument(
-        "--policy", choices=("base", "sft", "ppo"), help="who answers (default: the last one that the run has)"
+        "--k",
+        metavar="K",
+        type=_between,
+        help="answers to each prompt (default: the recipe's); 4..9 keeps those that differ, 4 at least, 9 at most",
+    )
+    parser.add_argument(
+        "--policy",
+        metavar="NAME,…",
+        type=_policies,
+        default=(),
+        help="who of a run answers: base, sft, ppo, or several (default: the last one that the run has)",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -45,7 +57,20 @@ def add_sample(command: Command) -> None:
     )
     parser.add_argument("--choose", action="store_true", help="with --checkpoints: make the best one SFT's result")
     parser.add_argument(
-        "--reward", metavar="RUN", help="whose reward model scores: a run, or a model (default: that of RUN)"
+        "--reward",
+        metavar="RUN",
+        dest="rewards",
+        action="append",
+        default=[],
+        help="whose reward model scores: a run, or a model (default: that of RUN); may come several times",
+    )
+    parser.add_argument(
+        "--select",
+        choices=("uncertainty", "disagreement"),
+        help="keep the prompts on whose answers the reward model is least sure, or several disagree most",
+    )
+    parser.add_argument(
+        "--take", metavar="N", type=count, help="how many prompts are kept (without --select: by chance)"
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: in RUN; the account says where")
     parser.add_argument(
@@ -59,31 +84,60 @@ def add_sample(command: Command) -> None:
     parser.add_argument("--format", dest="style", choices=("text", "json"), default="text", help="of the account")
 
 
+def _between(text: str) -> tuple[int, int]:
+    """`6` or `4..9` as the least and the most."""
+    low, dots, high = text.partition("..")
+    return (count(low), count(high)) if dots else (count(text), count(text))
+
+
+def _policies(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    if wrong := [name for name in names if name not in _POLICIES]:
+        raise argparse.ArgumentTypeError(f"{', '.join(wrong)}: not among {', '.join(_POLICIES)}")
+    return names
+
+
+_POLICIES = ("base", "sft", "ppo")
+
+
 def _sample(arguments: argparse.Namespace) -> int:
     if arguments.choose and not arguments.checkpoints:
         raise RlhfKitError("sample: --choose goes with --checkpoints")
-    if not arguments.run.is_dir():
-        raise CheckpointError(f"{arguments.run}: no such directory; name the output_dir of a run")
     vllm_url(arguments.vllm, arguments.vllm_adapters)
+    low, high = arguments.k or (None, None)
+    several = len(arguments.places) > 1 or len(arguments.policy) > 1 or len(arguments.rewards) > 1
+    if several or low != high or arguments.select or arguments.take:
+        if arguments.checkpoints:
+            raise RlhfKitError("sample: --checkpoints compares those of one run by one reward model and K answers each")
+        prepare_torch()
+        return gather_answers(arguments)
+    run = Path(arguments.places[0])
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: no such directory; name the output_dir of a run")
     prepare_torch()
     from rlhf_kit.sampling import find_policy, settings_of
 
-    wanted = "sft" if arguments.checkpoints and arguments.policy is None else arguments.policy
-    policy = find_policy(arguments.run, wanted)
-    names = ("k", "temperature", "max_new_tokens", "seed")
-    settings = settings_of(policy.recipe, **{name: getattr(arguments, name) for name in names})
+    wanted = "sft" if arguments.checkpoints and not arguments.policy else next(iter(arguments.policy), None)
+    policy = find_policy(run, wanted)
+    settings = settings_of(policy.recipe, k=high, **{name: getattr(arguments, name) for name in CHOSEN})
     if arguments.checkpoints:
         return _checkpoints(arguments, policy, settings)
-    from rlhf_kit.sampling import sample_file
+    from rlhf_kit.sampling import judge_at, sample_file
 
-    server = _server(arguments, policy)
-
-    keep: Any = "best" if arguments.best_of else "ranked" if arguments.rank else "all"
-    judge = _judge(policy, arguments.reward) if keep != "all" or arguments.reward else None
-    out = arguments.out or policy.run / f"{_NAMES[keep]}.{_place(policy)}.jsonl"
-    with _bars() as progress:
+    reward = next(iter(arguments.rewards), None)
+    keep = keep_of(arguments)
+    judge = judge_at(reward or policy.run) if keep != "all" or reward else None
+    out = arguments.out or policy.run / f"{NAMES[keep]}.{_place(policy)}.jsonl"
+    with bars() as progress:
         account = sample_file(
-            policy, arguments.prompts, out, settings, keep=keep, judge=judge, server=server, progress=progress
+            policy,
+            arguments.prompts,
+            out,
+            settings,
+            keep=keep,
+            judge=judge,
+            server=server_of(arguments, policy.recipe.ppo.rollout),
+            progress=progress,
         )
     if arguments.style == "json":
         print(json.dumps(account.to_json(), ensure_ascii=False))
@@ -92,54 +146,24 @@ def _sample(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_NAMES = {"all": "answers", "ranked": "ranked", "best": "best"}
-
-
 def _place(policy: Policy) -> str:
     return policy.name if policy.directory is None else policy.directory.absolute().name
 
 
-def _server(arguments: argparse.Namespace, policy: Policy) -> RolloutSection | None:
-    from rlhf_kit.sampling import server_at
-
-    url = vllm_url(arguments.vllm)
-    return None if url is None else server_at(url, arguments.vllm_adapters, policy.recipe.ppo.rollout)
-
-
-def _judge(policy: Policy, name: str | None) -> Judge:
-    """The reward model that is named, or the run's own; it is loaded later, when the policy is gone.
-
-    Raises:
-        CheckpointError: the run has none, or it is damaged.
-    """
-    from rlhf_kit.checkpoint import read_manifest
-    from rlhf_kit.files import sha256_of
-    from rlhf_kit.rewards import stage_of
-    from rlhf_kit.sampling import Judge
-
-    place = policy.run if name is None else Path(name)
-    stage = stage_of(place)
-    if stage is None and name is None:
-        raise CheckpointError(f"{policy.run}: has no finished reward stage; name another run's with --reward")
-
-    def load() -> Scorer:
-        from rlhf_kit.reward_model import RewardModel
-
-        return RewardModel.open(str(stage or name))
-
-    if stage is not None:  # called as its run is, wherever that stands on this machine
-        return Judge(stage.resolve().parent.name, read_manifest(stage).files, load)
-    return Judge(str(name), sha256_of(str(place)) if place.is_dir() else None, load)
-
-
 def _checkpoints(arguments: argparse.Namespace, policy: Policy, settings: Settings) -> int:
-    from rlhf_kit.sampling import candidates, choose, judge_checkpoints
+    from rlhf_kit.sampling import candidates, choose, judge_at, judge_checkpoints
 
-    judge = _judge(policy, arguments.reward)
+    judge = judge_at(next(iter(arguments.rewards), policy.run))
     out = arguments.out or policy.run / f"{_place(policy)}.checkpoints.json"
-    with _bars() as progress:
+    with bars() as progress:
         compared = judge_checkpoints(
-            policy, arguments.prompts, out, settings, judge, progress, server=_server(arguments, policy)
+            policy,
+            arguments.prompts,
+            out,
+            settings,
+            judge,
+            progress,
+            server=server_of(arguments, policy.recipe.ppo.rollout),
         )
     chosen, line = None, f"wrote {out}"
     if arguments.choose and policy.directory is not None:
@@ -153,24 +177,6 @@ def _checkpoints(arguments: argparse.Namespace, policy: Policy, settings: Settin
     else:
         _print_comparison(compared, line)
     return 0
-
-
-@contextmanager
-def _bars() -> Iterator[Progress]:
-    """A bar for each thing that is done, on the terminal where there is one."""
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
-
-    with Bars(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def told(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.advance(tasks[what], done)
-
-        yield told
 
 
 def _print_account(account: Account, keep: str) -> None:
@@ -196,8 +202,7 @@ def _print_account(account: Account, keep: str) -> None:
         table.add_row(f"{account.left_out:,}", f"prompts left out: none had {need}")
     if account.unended:
         table.add_row(f"{account.unended:,}", "best answers that were cut off: none of their prompt ended")
-    kinds = {"all": "prompts with their answers", "ranked": "rankings", "best": "demonstrations"}
-    table.add_row(f"{account.rows:,}", f"{kinds[keep]} out")
+    table.add_row(f"{account.rows:,}", f"{KINDS[keep]} out")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     console.print(f"wrote {account.file}")

@@ -22,7 +22,7 @@ from rlhf_kit.models.sources import is_repository_name
 from rlhf_kit.recipe import ModelSection, Recipe
 from rlhf_kit.stages.ppo import origin_of
 
-__all__ = ["BASE", "PPO", "SFT", "Policy", "hash_of", "last_recipe", "named", "of_run"]
+__all__ = ["BASE", "PPO", "SFT", "Policy", "answering", "hash_of", "last_recipe", "named", "of_run"]
 
 BASE, SFT, PPO = "base", "sft", "ppo"
 LABELS = {BASE: "Base", SFT: "SFT", PPO: "PPO"}
@@ -143,6 +143,11 @@ def named(words: Sequence[str], *, steps: Collection[int] | None = None) -> list
     Raises:
         RlhfKitError: all that cannot be found, or the same label twice.
     """
+    return _together(_groups(words, steps))
+
+
+def _groups(words: Sequence[str], steps: Collection[int] | None) -> list[list[Policy]]:
+    """The policies of each place."""
     groups: list[list[Policy]] = []
     problems = []
     for word in words:
@@ -153,6 +158,11 @@ def named(words: Sequence[str], *, steps: Collection[int] | None = None) -> list
             problems.append(str(failure))
     if problems:
         raise RlhfKitError("\n".join(problems))
+    return groups
+
+
+def _together(groups: Sequence[Sequence[Policy]]) -> list[Policy]:
+    """All of them in their order under names of their own, the same weights once."""
     found: dict[tuple[str, bool], Policy] = {}
     for policy in _with_names_of_their_own(groups):
         # A checkpoint with the last weights stays: the curve over the checkpoints needs it.
@@ -162,6 +172,27 @@ def named(words: Sequence[str], *, steps: Collection[int] | None = None) -> list
     if twice:
         raise RlhfKitError(f"{', '.join(twice)}: names several policies; give them labels: LABEL=PLACE")
     return policies
+
+
+def answering(words: Sequence[str], stages: Collection[str] = ()) -> tuple[Policy, ...]:
+    """Of each place that a person has named the last policy, or those of the stages that are wanted.
+
+    Args:
+        words: as in `named`.
+        stages: some of base, sft and ppo; adapters and models are none of a stage and always answer.
+
+    Raises:
+        RlhfKitError: all that cannot be found, the same label twice, or nobody of these stages.
+    """
+    groups = _groups(words, None)
+    if stages:
+        groups = [[policy for policy in group if policy.stage in (*stages, "other")] for group in groups]
+        there = {policy.stage for group in groups for policy in group}
+        if missing := [stage for stage in stages if stage not in there]:
+            raise CheckpointError(f"{', '.join(words)}: no policy of the stage {', '.join(missing)}")
+    else:
+        groups = [group[-1:] for group in groups]
+    return tuple(_together(groups))
 
 
 def _order(policy: Policy) -> int:

@@ -6,10 +6,11 @@
 
 from .checkpoints import Candidate, Comparison, Standing, candidates, choose, compare, judge_checkpoints
 from .drawing import Answer, Progress, Settings, sample_answers, settings_of
+from .judges import Judge, judge_at
 from .policy import BASE, TRAINED, Policy, find_policy, load_policy, read_prompts
 from .scoring import Scorer, best_of, distinct, score_answers
 from .served import Server, server_at
-from .writing import Account, Judge, Keep, sample_file
+from .writing import Account, Keep, sample_file
 
 __all__ = [
     "BASE",
@@ -32,6 +33,7 @@ __all__ = [
     "compare",
     "distinct",
     "find_policy",
+    "judge_at",
     "judge_checkpoints",
     "load_policy",
     "read_prompts",

@@ -38,10 +38,11 @@ from rlhf_kit.measures import Estimate, bootstrap_mean
 from rlhf_kit.outputs import check_outputs
 from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.sampling.drawing import Answer, Progress, Settings, sample_answers, silent
+from rlhf_kit.sampling.judges import Judge
 from rlhf_kit.sampling.policy import Policy, load_policy, only_process, read_prompts
 from rlhf_kit.sampling.scoring import distinct, score_answers
 from rlhf_kit.sampling.served import Server
-from rlhf_kit.sampling.writing import Judge, inputs_of, served_answers
+from rlhf_kit.sampling.writing import inputs_of, served_answers
 
 log = logging.getLogger(__name__)
 

@@ -42,6 +42,7 @@ class Answer:
         tokens: its length, EOS included.
         count: how often it was drawn, once the same texts are taken together.
         score: the reward model's, once it was asked.
+        source: who gave it, where several answer.
     """
 
     text: str
@@ -49,6 +50,7 @@ class Answer:
     tokens: int
     count: int = 1
     score: float | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,18 @@ class Scorer(Protocol):
 
 
 def distinct(answers: Sequence[Answer]) -> list[Answer]:
-    """Each text once, with its count, in the order of the first ones; one that ended stands for one that did not."""
+    """Each text once, with its count and all who gave it, in the order of the first ones; one that ended stands for one
+    that did not."""
     found: dict[str, Answer] = {}
     for answer in answers:
         known = found.get(answer.text)
-        stands = answer if known is None or (answer.ended and not known.ended) else known
-        found[answer.text] = replace(stands, count=answer.count + (known.count if known else 0))
+        if known is None:
+            found[answer.text] = answer
+            continue
+        stands = answer if answer.ended and not known.ended else known
+        sources = [source for one in (known, answer) for source in (one.source or "").split(" + ") if source]
+        source = " + ".join(dict.fromkeys(sources)) or None
+        found[answer.text] = replace(stands, count=answer.count + known.count, source=source)
     return list(found.values())
 
 

@@ -26,29 +26,15 @@ from rlhf_kit.reasons import NON_BLANK
 from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.records import Conversation, Demonstration, Prompt, Ranking, Record, Response
 from rlhf_kit.sampling.drawing import Answer, Progress, Settings, drawn_answers, sample_answers, silent
+from rlhf_kit.sampling.judges import Judge
 from rlhf_kit.sampling.policy import Policy, load_policy, only_process, read_prompts
-from rlhf_kit.sampling.scoring import Scorer, best_of, distinct, score_answers
+from rlhf_kit.sampling.scoring import best_of, distinct, score_answers
 from rlhf_kit.sampling.served import Server
 
 log = logging.getLogger(__name__)
 
 Keep = Literal["all", "ranked", "best"]
 MOST_RANKED = 64
-
-
-@dataclass(frozen=True)
-class Judge:
-    """A reward model that is loaded when it is needed: policy and reward model need not be in memory together.
-
-    Attributes:
-        name: what it is called in rows and accounts.
-        identity: what its scores depend on, as JSON: hashes of its weights, or a name.
-        load: gives the model.
-    """
-
-    name: str
-    identity: Any
-    load: Callable[[], Scorer]
 
 
 @dataclass(frozen=True)
@@ -135,7 +121,7 @@ def sample_file(
     with Files([out]) as written:
         for prompt, answers in zip(prompts, kept, strict=True):
             if answers:
-                row = _row(keep, prompt, answers, settings.k, policy.name, str(name))
+                row = row_kept(keep, prompt, answers, settings.k, policy.name, str(name))
                 written.write(out, json_line(row_of(row)))
     shutil.rmtree(work)
     return Account(
@@ -232,7 +218,13 @@ def chosen(keep: Keep, answers: Sequence[Answer]) -> list[Answer]:
     return said if len(said) > 1 else []
 
 
-def _row(keep: Keep, prompt: Prompt, kept: Sequence[Answer], of: int, policy: str, reward: str) -> Record:
+def row_kept(keep: Keep, prompt: Prompt, kept: Sequence[Answer], of: int, policy: str | None, reward: str) -> Record:
+    """The row of a prompt with those of its answers that were `chosen`.
+
+    Args:
+        of: how many were drawn.
+        policy: who gave them, where it was one.
+    """
     if keep == "all":
         return prompt_row(prompt, kept, policy)
     if keep == "ranked":
@@ -240,27 +232,33 @@ def _row(keep: Keep, prompt: Prompt, kept: Sequence[Answer], of: int, policy: st
     return demonstration_row(prompt, kept[0], of, policy, reward)
 
 
-def prompt_row(prompt: Prompt, answers: Sequence[Answer], policy: str) -> Prompt:
-    """The prompt with all its answers in `meta.responses`, for people to rank: text, ended, tokens, count, score."""
+def prompt_row(prompt: Prompt, answers: Sequence[Answer], policy: str | None) -> Prompt:
+    """The prompt with all its answers in `meta.responses`, for people to rank: text, ended, tokens, count, and score
+    and source where they are known.
+
+    Args:
+        policy: who gave all of them, for `meta.policy`.
+    """
     responses = [{name: value for name, value in asdict(answer).items() if value is not None} for answer in answers]
-    return prompt.model_copy(update={"meta": {**prompt.meta, "policy": policy, "responses": responses}})
+    by = {} if policy is None else {"policy": policy}
+    return prompt.model_copy(update={"meta": {**prompt.meta, **by, "responses": responses}})
 
 
-def ranking_row(prompt: Prompt, answers: Sequence[Answer], policy: str, reward: str) -> Ranking:
+def ranking_row(prompt: Prompt, answers: Sequence[Answer], policy: str | None, reward: str) -> Ranking:
     """The answers ranked by their scores, equal ones tied; `meta.scores` has the scores in the order of the answers."""
     scores = [float(answer.score or 0.0) for answer in answers]
     better = sorted(set(scores), reverse=True)
     responses = tuple(
-        Response(text=answer.text, rank=better.index(score) + 1, source=policy, ended=answer.ended)
+        Response(text=answer.text, rank=better.index(score) + 1, source=answer.source or policy, ended=answer.ended)
         for answer, score in zip(answers, scores, strict=True)
     )
     meta = {**prompt.meta, "scores": scores}
     return Ranking(responses=responses, labeler=f"reward:{reward}", meta=meta, **_shared(prompt, Ranking))
 
 
-def demonstration_row(prompt: Prompt, best: Answer, of: int, policy: str, reward: str) -> Demonstration:
+def demonstration_row(prompt: Prompt, best: Answer, of: int, policy: str | None, reward: str) -> Demonstration:
     """The best answer, with its score, how many it is the best of, whether it ended, and who wrote and judged it."""
-    said = {"score": best.score, "of": of, "ended": best.ended, "policy": policy, "reward": reward}
+    said = {"score": best.score, "of": of, "ended": best.ended, "policy": best.source or policy, "reward": reward}
     return Demonstration(completion=best.text, meta={**prompt.meta, **said}, **_shared(prompt, Demonstration))
 
 

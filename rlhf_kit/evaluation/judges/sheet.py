@@ -38,9 +38,7 @@ def sheet(prompts: Sequence[Prompt], questions: Sequence[Question], seed: int) -
         if len(found) >= 2:
             found.sort(key=lambda answer: answer.text)
             random.Random(f"{seed} {[answer.text for answer in found]}").shuffle(found)
-            row = prompt_row(prompt, found[:MOST_RANKED], "")
-            meta = {key: value for key, value in row.meta.items() if key != "policy"}
-            rows.append(row.model_copy(update={"meta": meta}))
+            rows.append(prompt_row(prompt, found[:MOST_RANKED], None))
     return rows
 
 
