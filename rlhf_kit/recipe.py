@@ -6,7 +6,7 @@ Reading one needs neither torch nor a trainer: what a stage passes through in `t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from .errors import Problem, RecipeError
 from .reasons import field_of, findings, reason_of
+from .recipe_live import LIVE
 from .recipe_ppo import PpoSection
+from .recipe_round import RoundSection
 from .recipe_sections import (
     DataSection,
     EvaluateSection,
@@ -39,7 +41,9 @@ __all__ = [
     "Recipe",
     "RewardPhase",
     "RewardSection",
+    "RoundSection",
     "SftSection",
+    "lacks_for_rounds",
     "load_recipe",
 ]
 
@@ -60,6 +64,7 @@ class Recipe(Section):
     ppo: PpoSection = Field(default=PpoSection(), description="Proximal policy optimisation.")
     evaluate: EvaluateSection = Field(default=EvaluateSection(), description="The comparison on held-out prompts.")
     export: ExportSection = Field(default=ExportSection(), description="The verification of what is exported.")
+    round: RoundSection = Field(default=RoundSection(), description="Steps 2 and 3 again and again.")
     output_dir: Name = Field(default="runs/rlhf", description="Where the run directories go.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Of everything random.")
 
@@ -107,6 +112,18 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), check: Check | 
     if problems:
         raise RecipeError(sorted(dict.fromkeys(problems), key=document.line))
     return recipe
+
+
+def lacks_for_rounds(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What a recipe lacks for rounds: (dotted field, reason)."""
+    if recipe.round.prompts is None and recipe.data.prompts is None:
+        yield "round.prompts", "missing; name prompts there, or in data.prompts"
+    if recipe.data.prompts is None:
+        yield "data.prompts", "missing; PPO needs prompts"
+    if recipe.data.prompts_heldout is None:
+        yield "data.prompts_heldout", "missing; rounds are compared on prompts that nothing was trained on"
+    if recipe.ppo.init != "sft":
+        yield "ppo.init", "says what PPO starts from, and so does round.start; leave it out"
 
 
 _SECTIONS = [name for name, field in Recipe.model_fields.items() if field.annotation not in (str, int)]
@@ -168,10 +185,22 @@ def _with_paths(recipe: Recipe, document: Document) -> Recipe:
         sections[section] = old.model_copy(update=found)
     sections["reward"] = _with_reward_paths(recipe.reward, document.path.parent)
     folder = document.path.parent
-    beside = [s if s == "reward" else _beside(s, folder) for s in recipe.ppo.reward_funcs]
+    beside = [s if s in ("reward", LIVE) else _beside(s, folder) for s in recipe.ppo.reward_funcs]
     init = recipe.ppo.init if recipe.ppo.init in ("sft", "base") else _beside(recipe.ppo.init, folder)
     sections["ppo"] = recipe.ppo.model_copy(update={"reward_funcs": beside, "init": init})
+    sections["round"] = _with_round_paths(recipe.round, folder)
     return recipe.model_copy(update=sections)
+
+
+def _with_round_paths(section: RoundSection, folder: Path) -> RoundSection:
+    labels = section.labels
+    found: dict[str, Any] = {
+        "labels": _beside(labels, folder) if isinstance(labels, str) else [_beside(one, folder) for one in labels]
+    }
+    for name in ("prompts", "guidelines"):
+        if (value := getattr(section, name)) is not None:
+            found[name] = _beside(value, folder)
+    return section.model_copy(update=found)
 
 
 def _with_reward_paths(reward: RewardSection, folder: Path) -> RewardSection:

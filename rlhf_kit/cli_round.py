@@ -1,0 +1,129 @@
+"""`rlhf-kit round`: one round of sampling, labels, reward model and PPO; `rlhf-kit rounds`: what they have brought."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_kit.cli_gather import bars
+from rlhf_kit.cli_shared import Command, count
+from rlhf_kit.process import prepare_torch
+
+if TYPE_CHECKING:
+    from rlhf_kit.rounds import History
+
+__all__ = ["add_round"]
+
+
+def add_round(command: Command) -> None:
+    """Adds the parsers of both commands."""
+    what = (
+        "one round: the newest policy answers, the answers are ranked, reward model and policy are trained anew and "
+        "compared with all rounds before; what was interrupted goes on"
+    )
+    parser = command("round", _round, what)
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a packaged recipe (rounds)")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="put over what the recipe says")
+    parser.add_argument("--until", metavar="N", type=count, help="go on until so many rounds are there")
+    parser.add_argument("--no-browser", action="store_true", help="with round.labels: page: open none")
+    parser = command("rounds", _rounds, "the history of a run's rounds: strength, distance, reward models, cost")
+    parser.add_argument("run", metavar="RUN", type=Path, help="the output_dir of the recipe")
+    parser.add_argument("--format", dest="style", choices=("text", "json"), default="text", help="of what is printed")
+
+
+def _round(arguments: argparse.Namespace) -> int:
+    from rlhf_kit.recipe import lacks_for_rounds, load_recipe
+    from rlhf_kit.validation import check_recipe, find_recipe
+
+    recipe = load_recipe(
+        find_recipe(arguments.recipe),
+        arguments.overrides,
+        check=lambda found: (*check_recipe(found), *lacks_for_rounds(found)),
+    )
+    prepare_torch()
+    from rlhf_kit.rounds import finished, go_round, history
+
+    home = Path(recipe.output_dir)
+    while True:
+        with bars() as progress:
+            one = go_round(recipe, told=_told, browser=not arguments.no_browser, progress=progress)
+        if len(finished(home)) >= (arguments.until or 0):
+            break
+    _print(history(home))
+    print(one.directory)
+    return 0
+
+
+def _told(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _rounds(arguments: argparse.Namespace) -> int:
+    prepare_torch()
+    from rlhf_kit.rounds import history
+
+    found = history(arguments.run)
+    if arguments.style == "json":
+        print(json.dumps(found.to_json(), ensure_ascii=False))
+    else:
+        _print(found)
+    return 0
+
+
+# -------------------------------------------------------------------- what is printed
+
+
+def _print(found: History) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False, markup=False)
+    title = f"by {found.judge}, on {found.prompts} held-out prompts"
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("round", *_COLUMNS):
+        table.add_column(
+            column, justify="left" if column == "round" else "right", min_width=_WIDEST if column in _COLUMNS[:4] else 5
+        )
+    for row in found.rows:
+        cells = (
+            _number(row.elo, "{:.0f}"),
+            _number(row.over_start, "{:.1%}"),
+            _number(row.over_before, "{:.1%}"),
+            _number(row.kl, "{:.2f}"),
+            f"{row.rankings:,} ({row.pairs:,})" if row.round else "–",
+            _number(row.reward_heldout, "{:.1%}"),
+            _number(row.reward_fresh.get(row.round + 1), "{:.1%}"),
+            f"{sum(row.seconds.values()) / 60:.1f}" if row.seconds else "–",
+            f"{row.labeler_seconds / 60:.1f}" if row.labeler_seconds else "–",
+        )
+        table.add_row(str(row.round or "start"), *cells)
+    console.print(table)
+    console.print(Text("KL is from the start, in nats a response; a dash is what there is not (yet)."), soft_wrap=True)
+
+
+_WIDEST = 9
+"""Characters of an interval of shares, which should not be broken."""
+_COLUMNS = (
+    "Elo",
+    "beats the start",
+    "beats the one before",
+    "KL",
+    "fresh rankings (pairs)",
+    "reward model: held out",
+    "reward model: next round's labels",
+    "minutes",
+    "labelers' minutes",
+)
+
+
+def _number(estimate: dict[str, Any] | None, shape: str) -> str:
+    """A value, and its interval on a second line."""
+    if estimate is None:
+        return "–"
+    value, low, high = (shape.format(estimate[key]) for key in ("value", "low", "high"))
+    return f"{value}\n{low.removesuffix('%')}–{high}"

@@ -1,0 +1,250 @@
+"""One round from the newest policy's answers to the next policy: sample, label, reward model, PPO, evaluation.
+
+Each step is done once. Whatever was interrupted goes on where it was, because every step finds what is finished by what
+it was made from.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rlhf_kit import files, pipeline
+from rlhf_kit.checkpoint import read_manifest, write_json
+from rlhf_kit.errors import Problem, RecipeError
+from rlhf_kit.evaluation.evaluating import Wish, evaluate
+from rlhf_kit.evaluation.policies import BASE, PPO, SFT, Policy
+from rlhf_kit.evaluation.stage import EVALUATION, own_judges
+from rlhf_kit.gathering import Wish as Gathering
+from rlhf_kit.gathering import gather
+from rlhf_kit.outputs import Files, json_line, row_of
+from rlhf_kit.pipeline import REWARD
+from rlhf_kit.recipe import Recipe, lacks_for_rounds
+from rlhf_kit.records import Prompt, Ranking, prompt_name
+from rlhf_kit.rounds.figures import figures
+from rlhf_kit.rounds.labels import identity_of, label
+from rlhf_kit.rounds.places import KEPT, ROUND, Round, next_round
+from rlhf_kit.rounds.steps import digest, once
+from rlhf_kit.sampling.drawing import Progress, Settings, settings_of, silent
+from rlhf_kit.sampling.judges import judge_at
+from rlhf_kit.sampling.policy import only_process, read_prompts
+
+__all__ = ["go_round"]
+
+log = logging.getLogger(__name__)
+
+
+def go_round(
+    recipe: Recipe,
+    *,
+    told: Callable[[str], None] = log.info,
+    browser: bool = False,
+    progress: Progress = silent,
+) -> Round:
+    """The next round of a recipe, or the rest of one that was interrupted.
+
+    Args:
+        told: is told the links of the page, where people label.
+        browser: whether one is opened.
+
+    Raises:
+        RecipeError: it lacks something that rounds need.
+        RlhfKitError: labels that are not there yet, or whatever a step raises; the same goes on.
+    """
+    only_process()
+    if problems := [Problem("recipe", field, reason) for field, reason in lacks_for_rounds(recipe)]:
+        raise RecipeError(problems)
+    one = next_round(recipe)
+    log.info("round %d: in %s", one.number, one.directory)
+    _start(one)
+    one.directory.mkdir(parents=True, exist_ok=True)
+    one.write_recipe()
+    said: dict[str, Any] = {}
+    answers = one.directory / "answers.jsonl"
+    said["answers"] = _sample(one, answers, progress)
+    labels = one.directory / "labels.jsonl"
+    made_from = {"answers": files.sha256_of(str(answers)), "labels": identity_of(one)}
+    said["labels"] = once(labels, made_from, lambda: label(one, answers, labels, told, browser=browser))
+    _gather_rankings(one)
+    _train(one)
+    started = time.monotonic()
+    evaluation = _evaluate(one)
+    seconds = {
+        "sample": said["answers"]["seconds"],
+        "label": said["labels"]["seconds"],
+        "reward": sum(read_manifest(reward).seconds for reward in one.rewards),
+        "ppo": read_manifest(one.directory / PPO).seconds,
+    }
+    found = figures(one, evaluation, labels)
+    seconds["evaluation"] = round(time.monotonic() - started, 1)
+    write_json(one.directory / ROUND, {**found, **_cost(said), "seconds": seconds})
+    log.info("round %d: done", one.number)
+    return one
+
+
+def _start(one: Round) -> None:
+    """What all rounds start from: SFT, and a reward model where there are rankings already."""
+    recipe = one.whole
+    wanted = {SFT: recipe.data.demonstrations, REWARD: recipe.data.rankings}
+    steps = [name for name, source in wanted.items() if source is not None]
+    records = pipeline.load_data(recipe, steps)
+    for name in steps:
+        pipeline.run_records(recipe, name, records)
+
+
+# -------------------------------------------------------------------- answers
+
+
+def _sample(one: Round, out: Path, progress: Progress) -> dict[str, Any]:
+    section = one.whole.round
+    judges = one.before.rewards
+    select = section.select if len(judges) >= (2 if section.select == "disagreement" else 1) else None
+    if section.select is not None and select is None:
+        log.info("round %d: no reward models yet to select by: prompts are taken by chance", one.number)
+    settings = _settings(one)
+    prompts = _prompts(one, section.prompts_per_round * (section.candidates if select else 1))
+    policies = _answering(one)
+    wish = Gathering(
+        policies=policies,
+        prompts=prompts,
+        settings=settings,
+        least=section.least,
+        judges=tuple(judge_at(reward) for reward in judges) if select else (),
+        select=select,
+        take=section.prompts_per_round,
+    )
+    inputs = {
+        "policies": [policy.identity for policy in policies],
+        "prompts": digest([prompt.model_dump(mode="json") for prompt in prompts]),
+        "settings": [settings.k, settings.temperature, settings.max_new_tokens, settings.seed],
+        "least": section.least,
+        "select": select and [select, [judge.identity for judge in wish.judges]],
+        "take": section.prompts_per_round,
+    }
+
+    def draw() -> dict[str, Any]:
+        found = gather(wish, out, kept=one.home / KEPT, progress=progress)
+        log.info("round %d: %d prompts with %d answers", one.number, found.rows, found.distinct)
+        return {"gathered": found.to_json()}
+
+    return once(out, inputs, draw)
+
+
+def _settings(one: Round) -> Settings:
+    section = one.whole.round
+    return settings_of(one.recipe, k=section.k, temperature=section.temperature)
+
+
+def _prompts(one: Round, number: int) -> list[Prompt]:
+    """The prompts of a round: in an order by the seed, those first that were labelled least often."""
+    source = one.whole.round.prompts or one.whole.data.prompts
+    assert source is not None  # checked
+    prompts, _ = read_prompts(source)
+    random.Random(one.whole.seed).shuffle(prompts)
+    labelled: dict[Any, int] = {}
+    for other in one.earlier[1:]:
+        for ranking in files.load(str(other.directory / "labels.jsonl"), "ranking"):
+            name = prompt_name(ranking.prompt)
+            labelled[name] = labelled.get(name, 0) + 1
+    prompts.sort(key=lambda prompt: labelled.get(prompt_name(prompt.prompt), 0))
+    return prompts[:number]
+
+
+def _answering(one: Round) -> tuple[Policy, ...]:
+    places = {
+        "newest": (f"round-{one.number - 1}", one.before.policy),
+        "start": ("round-0", Round(0, one.home, one.whole).policy),
+        BASE: (BASE, None),
+    }
+    found: dict[str, Policy] = {}
+    for who in dict.fromkeys(one.whole.round.policies):
+        name, adapter = places[who]
+        policy = Policy(name, name, one.whole.model, adapter, one.whole.data.max_prompt_length)
+        found.setdefault(policy.identity, policy)
+    return tuple(found.values())
+
+
+# -------------------------------------------------------------------- training
+
+
+def _gather_rankings(one: Round) -> None:
+    """The rankings of all rounds in one file, and before them those that the rounds started with."""
+    sources = [str(r.directory / "labels.jsonl") for r in (*one.earlier[1:], one)]
+    if one.whole.data.rankings is not None:
+        sources.insert(0, one.whole.data.rankings)
+    out = one.directory / "rankings.jsonl"
+
+    def write() -> dict[str, Any]:
+        rows = 0
+        with Files([out]) as written:
+            for source in sources:
+                for record in files.load(source, "ranking"):
+                    assert isinstance(record, Ranking)
+                    written.write(out, json_line(row_of(record)))
+                    rows += 1
+        return {"rankings": rows}
+
+    once(out, {"sources": [files.sha256_of(source) for source in sources]}, write)
+
+
+def _train(one: Round) -> None:
+    """The reward models, each with a seed of its own, and the policy."""
+    records = pipeline.load_data(one.recipe, [REWARD])
+    for number in range(1, one.whole.round.ensemble + 1):
+        seeded = one.recipe.model_copy(update={"seed": (one.recipe.seed + 1000 * (number - 1)) % 2**32})
+        out = None if number == 1 else one.directory / f"{REWARD}-{number}"
+        pipeline.run_records(seeded, REWARD, records, out)
+    pipeline.run_step(one.recipe, PPO)
+
+
+# -------------------------------------------------------------------- comparison
+
+
+def _evaluate(one: Round) -> dict[str, Any]:
+    """All rounds so far on the held-out prompts, by the newest reward model and the rubric; `evaluation.json`."""
+    recipe = one.recipe
+    assert recipe.data.prompts_heldout is not None  # checked
+    prompts, _ = read_prompts(recipe.data.prompts_heldout)
+    judges = own_judges(recipe, one.directory / REWARD)
+    wish = Wish(
+        policies=tuple(map(_policy, (*one.earlier, one))),
+        prompts=prompts,
+        prompts_file=Path(recipe.data.prompts_heldout).name,
+        settings=settings_of(one.whole),
+        judges=judges,
+        resamples=recipe.evaluate.bootstrap,
+        confidence=recipe.evaluate.confidence,
+    )
+    found = evaluate(wish, one.home / KEPT)
+    out = one.directory / "evaluation"
+    out.mkdir(exist_ok=True)
+    write_json(out / EVALUATION, found)
+    return found
+
+
+def _policy(one: Round) -> Policy:
+    """A round's policy for the comparison; the KL of all is measured from what the rounds started from."""
+    start = Round(0, one.home, one.whole).policy
+    stage = (SFT if start is not None else BASE) if one.number == 0 else PPO
+    updates = read_manifest(one.directory / PPO).metrics.get("updates") if one.number else None
+    return Policy(
+        name=f"round-{one.number}",
+        label=f"Round {one.number}",
+        model=one.whole.model,
+        adapter=one.policy,
+        max_prompt_length=one.whole.data.max_prompt_length,
+        run=one.directory,
+        stage=stage,
+        updates=updates,
+        held_to=start if one.number else None,
+    )
+
+
+def _cost(said: dict[str, Any]) -> dict[str, Any]:
+    labels = said["labels"]
+    kept = ("rankings", "pairs", "labelers", "labeler_seconds")
+    return {"labels": {name: labels[name] for name in kept}, "answers": said["answers"]["gathered"]}

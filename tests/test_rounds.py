@@ -1,0 +1,300 @@
+"""Rounds of sampling, labels, reward model and PPO, with tiny models that learn to say cat."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_recipe import write_recipe
+
+from rlhf_kit import files
+from rlhf_kit.checkpoint import read_json, read_manifest
+from rlhf_kit.cli import main
+from rlhf_kit.errors import DataError, RecipeError, RlhfKitError
+from rlhf_kit.measures import pair_accuracy
+from rlhf_kit.recipe import load_recipe
+from rlhf_kit.records import prompt_name
+from rlhf_kit.reward_model import RewardModel
+from rlhf_kit.rounds import finished, go_round, history, next_round
+from rlhf_kit.rounds.steps import once
+
+ROUND = {"prompts_per_round": 12, "k": 4, "labels": "rubric.py:count_cats"}
+
+
+def write(directory: Path, *, rankings: bool = False, **changes) -> Path:
+    """A recipe that starts without rankings, as most do."""
+    settings = {"ppo": {"total_episodes": 64}, "evaluate": {"samples_per_prompt": 2}} | changes
+    path = write_recipe(directory, **settings)
+    recipe = yaml.safe_load(path.read_text())
+    recipe["round"] = ROUND | recipe.get("round", {})
+    if not rankings:
+        del recipe["data"]["rankings"]
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two rounds, only read."""
+    path = write(tmp_path_factory.mktemp("two"))
+    recipe = load_recipe(path)
+    go_round(recipe)
+    go_round(recipe)
+    return path
+
+
+def home_of(path: Path) -> Path:
+    return path.parent / "run"
+
+
+def responses_of(file: Path) -> dict[str, dict[str, str]]:
+    return {
+        row["prompt"]: {r["text"]: r["source"] for r in row["meta"]["responses"]}
+        for row in map(json.loads, file.read_text().splitlines())
+    }
+
+
+# -------------------------------------------------------------------- one round after another
+
+
+def test_each_round_labels_the_newest_policys_answers_to_other_prompts(two):
+    asked = []
+    for number in (1, 2):
+        directory = home_of(two) / f"round-{number}"
+        drawn = responses_of(directory / "answers.jsonl")
+        assert {source for row in drawn.values() for source in row.values()} == {f"round-{number - 1}"}
+        for ranking in files.load(str(directory / "labels.jsonl"), "ranking"):
+            assert {r.text for r in ranking.responses} == set(drawn[ranking.prompt])
+            cats = sorted({r.text.count("cat") for r in ranking.responses}, reverse=True)
+            assert all(r.rank == cats.index(r.text.count("cat")) + 1 for r in ranking.responses), "by hand"
+            assert ranking.labeler == "function:count_cats"
+        asked.append(set(drawn))
+    assert not asked[0] & asked[1] and len(asked[0]) == len(asked[1]) == 12
+
+
+def test_the_rankings_of_all_rounds_stand_together_and_pass_validation(two, capsys):
+    home = home_of(two)
+    rows = {n: files.load(str(home / f"round-{n}" / "labels.jsonl"), "ranking") for n in (1, 2)}
+    together = files.load(str(home / "round-2" / "rankings.jsonl"), "ranking")
+    assert together == rows[1] + rows[2] and len({row.id for row in together}) == len(together)
+    assert files.load(str(home / "round-1" / "rankings.jsonl"), "ranking") == rows[1]
+    assert main(["validate", str(home / "round-2" / "rankings.jsonl")]) == 0
+    manifest = read_manifest(home / "round-2" / "reward")
+    heldout = manifest.metrics["heldout_prompts"]
+    assert manifest.metrics["prompts"] + heldout > len({prompt_name(row.prompt) for row in rows[1]}), "of both rounds"
+
+
+def test_reward_models_and_policies_start_from_sft(two):
+    home = home_of(two)
+    for number in (1, 2):
+        for stage, section in (("reward", "reward"), ("ppo", "ppo")):
+            recipe = read_manifest(home / f"round-{number}" / stage).recipe
+            assert recipe[section]["init"] == str(home / "sft") and recipe["seed"] == number
+
+
+def test_the_comparison_has_all_rounds_and_kl_from_the_start(two):
+    found = read_json(home_of(two) / "round-2" / "evaluation" / "evaluation.json")
+    assert found["policies"] == ["round-0", "round-1", "round-2"]
+    assert {judge["name"] for judge in found["judges"]} == {"reward", "rubric"}
+    assert set(found["kl"]) == {"round-1", "round-2"}
+    start = str(home_of(two) / "sft")
+    assert all(read_manifest(home_of(two) / f"round-{n}" / "ppo").recipe["ppo"]["init"] == start for n in (1, 2))
+
+
+def test_how_fast_a_reward_model_goes_stale_is_its_accuracy_on_labels_it_has_not_seen(two):
+    home = home_of(two)
+    said = read_json(home / "round-2" / "round.json")["reward_fresh"]
+    model = RewardModel.open(str(home / "round-1" / "reward"))
+    rates = []
+    for ranking in files.load(str(home / "round-2" / "labels.jsonl"), "ranking"):
+        texts = [r.text for r in ranking.responses]
+        ended = [r.ended for r in ranking.responses]
+        scores = model.score([ranking.prompt] * len(texts), texts, ended=ended).tolist()
+        right, pairs = pair_accuracy(scores, [r.rank for r in ranking.responses])
+        rates += [right / pairs] if pairs else []
+    assert list(said) == ["round-1"] and said["round-1"]["value"] == pytest.approx(sum(rates) / len(rates))
+    assert read_json(home / "round-1" / "round.json")["reward_fresh"] == {}, "there was no reward model before"
+
+
+def test_the_history_is_what_the_rounds_say(two, capsys):
+    home = home_of(two)
+    newest = read_json(home / "round-2" / "evaluation" / "evaluation.json")
+    rubric = next(judge for judge in newest["judges"] if judge["name"] == "rubric")
+    found = history(home)
+    assert [row.round for row in found.rows] == [0, 1, 2] and "count_cats" in found.judge
+    for row in found.rows:
+        name = f"round-{row.round}"
+        assert row.elo == rubric["elo"][name] and row.kl == newest["kl"].get(name)
+        assert row.over_start == (rubric["win_rates"][name]["round-0"] if row.round else None)
+    one, two_ = found.rows[1:]
+    assert one.over_before == one.over_start and two_.over_before == rubric["win_rates"]["round-2"]["round-1"]
+    assert (one.rankings, two_.rankings) == (12, 12) and one.reward_fresh.keys() == {2} and two_.reward_fresh == {}
+    assert set(two_.seconds) == {"sample", "label", "reward", "ppo", "evaluation"}
+    assert main(["rounds", str(home), "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found.to_json()))
+    assert main(["rounds", str(home)]) == 0
+    assert "16 held-out prompts" in capsys.readouterr().out
+    assert main(["rounds", str(home / "sft")]) == 2
+    assert "no finished round" in capsys.readouterr().err
+
+
+def test_a_rounds_recipe_runs_its_steps_by_itself(two, capsys, caplog, monkeypatch):
+    """So that several processes can train them."""
+    recipe = home_of(two) / "round-2" / "recipe.yaml"
+    monkeypatch.chdir(two.parent)
+    caplog.clear()
+    assert main(["reward", str(recipe)]) == 0 and main(["ppo", str(recipe)]) == 0
+    assert caplog.text.count("finished with the same inputs, skipped") == 2
+
+
+# -------------------------------------------------------------------- interrupted
+
+
+@pytest.mark.parametrize("step", ["gather", "label", "reward", "ppo", "evaluate", "figures"])
+def test_a_round_that_was_interrupted_goes_on_and_ends_the_same(two, tmp_path, monkeypatch, step):
+    from rlhf_kit import pipeline
+    from rlhf_kit.rounds import going
+
+    home = tmp_path / "run"
+    shutil.copytree(home_of(two) / "sft", home / "sft")
+    recipe = load_recipe(two, [f"output_dir={home}"])
+
+    def stop(*words, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if step in ("reward", "ppo"):
+            patch.setitem(pipeline._ACTIONS, step, stop)
+        else:
+            patch.setattr(going, step, stop)
+        with pytest.raises(KeyboardInterrupt):
+            go_round(recipe)
+    assert finished(home) == [] and next_round(recipe).number == 1
+    go_round(recipe)
+    for file in ("answers.jsonl", "labels.jsonl", "rankings.jsonl"):
+        assert (home / "round-1" / file).read_bytes() == (home_of(two) / "round-1" / file).read_bytes()
+    weights = "ppo/adapter_model.safetensors"
+    assert (home / "round-1" / weights).read_bytes() == (home_of(two) / "round-1" / weights).read_bytes()
+    assert not [p.name for p in home.rglob("*.previous-*")]
+
+
+def test_what_was_made_from_something_else_is_kept_and_made_again(tmp_path, caplog):
+    file, made = tmp_path / "file", []
+
+    def do():
+        made.append(len(made))
+        file.write_text(str(made[-1]))
+        return {"number": made[-1]}
+
+    assert once(file, {"k": 4}, do)["number"] == 0 and once(file, {"k": 4}, do)["number"] == 0
+    assert once(file, {"k": 5}, do)["number"] == 1 and file.read_text() == "1"
+    assert (tmp_path / "file.previous-1").read_text() == "0"
+    file.write_text("by hand")
+    caplog.clear()
+    assert once(file, {"k": 5}, do)["number"] == 1 and file.read_text() == "by hand" and made == [0, 1]
+    assert "was changed after it was written" in caplog.text
+    file.unlink()
+    assert once(file, {"k": 5}, do)["number"] == 2, "a file that is gone is made again"
+
+
+# -------------------------------------------------------------------- who labels
+
+
+def test_a_file_of_labels_is_waited_for_and_matched(tmp_path, capsys):
+    path = write(tmp_path, round={"labels": str(tmp_path / "by-hand-{round}.jsonl"), "prompts_per_round": 6})
+    recipe = load_recipe(path)
+    with pytest.raises(RlhfKitError, match=r"round 1: waits for labels: rank the answers in .*answers\.jsonl"):
+        go_round(recipe)
+    answers = home_of(path) / "round-1" / "answers.jsonl"
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    ranked = [
+        {
+            "prompt": row["prompt"],
+            "responses": [{"text": r["text"], "rank": n} for n, r in enumerate(row["meta"]["responses"], 1)],
+            "labeler": "anna",
+        }
+        for row in rows
+    ]
+    file = tmp_path / "by-hand-1.jsonl"
+    wrong = [*ranked[:1], {**ranked[1], "responses": [{"text": "invented", "rank": 1}, {"text": "x", "rank": 2}]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    with pytest.raises(DataError, match="is no answer of this round: 'invented'"):
+        go_round(recipe)
+    file.write_text("".join(json.dumps(row) + "\n" for row in ranked))
+    go_round(recipe)
+    labels = files.load(str(home_of(path) / "round-1" / "labels.jsonl"), "ranking")
+    assert [[r.rank for r in row.responses] for row in labels] == [
+        [r["rank"] for r in row["responses"]] for row in ranked
+    ]
+    drawn = responses_of(answers)
+    assert all(r.source == drawn[row.prompt][r.text] == "round-0" for row in labels for r in row.responses)
+
+
+def test_reward_models_label_by_their_mean_and_select_by_their_disagreement(two, tmp_path):
+    home = home_of(two)
+    models = [str(home / f"round-{n}") for n in (1, 2)]
+    section = {"labels": models, "ensemble": 2, "select": "disagreement", "candidates": 2, "prompts_per_round": 8}
+    path = write(tmp_path, rankings=True, round=section)
+    recipe = load_recipe(path)
+    go_round(recipe)
+    one = home_of(path) / "round-1"
+    assert (one / "reward-2" / "manifest.json").is_file()
+    assert read_manifest(one / "reward-2").recipe["seed"] == 1001
+    assert read_json(one / "round.json")["reward_fresh"].keys() == {"round-0"}, "data.rankings trained one"
+    rankings = files.load(str(one / "labels.jsonl"), "ranking")
+    drawn, scores = [], []
+    for ranking in rankings:
+        texts, ended = [r.text for r in ranking.responses], [r.ended for r in ranking.responses]
+        drawn.append([r.rank for r in ranking.responses])
+        scores.append([RewardModel.open(m).score([ranking.prompt] * len(texts), texts, ended=ended) for m in models])
+    flat = [[float(s) for row in scores for s in row[m]] for m in (0, 1)]
+    means = [sum(f) / len(f) for f in flat]
+    spreads = [(sum((s - mean) ** 2 for s in f) / len(f)) ** 0.5 for f, mean in zip(flat, means, strict=True)]
+    for ranks, row in zip(drawn, scores, strict=True):
+        total = [sum((float(row[m][i]) - means[m]) / spreads[m] for m in (0, 1)) for i in range(len(ranks))]
+        assert sorted(range(len(ranks)), key=lambda i: ranks[i]) == sorted(range(len(ranks)), key=lambda i: -total[i])
+    account = read_json(one / "answers.jsonl.made.json")
+    assert account["inputs"]["select"] is None, "one reward model disagrees with nobody: the first round is by chance"
+    go_round(recipe)
+    account = read_json(home_of(path) / "round-2" / "answers.jsonl.made.json")
+    assert account["inputs"]["select"][0] == "disagreement" and len(account["inputs"]["select"][1]) == 2
+    assert account["gathered"]["prompts"] == 16 and account["gathered"]["rows"] == 8
+    assert account["gathered"]["value"][0] >= account["gathered"]["value"][1]
+
+
+def test_the_last_policy_is_where_ppo_goes_on_from(two, tmp_path):
+    home = Path(shutil.copytree(home_of(two), tmp_path / "run"))
+    recipe = load_recipe(two, [f"output_dir={home}", "round.start=last"])
+    go_round(recipe)
+    assert read_manifest(home / "round-3" / "ppo").recipe["ppo"]["init"] == str(home / "round-2" / "ppo")
+    assert read_manifest(home / "round-3" / "reward").recipe["reward"]["init"] == str(home / "sft")
+    found = history(home)
+    assert [row.round for row in found.rows] == [0, 1, 2, 3] and found.rows[3].kl is not None
+
+
+# -------------------------------------------------------------------- as it is typed
+
+
+def test_all_that_rounds_lack_is_named_at_once(tmp_path, capsys):
+    path = write(tmp_path)
+    words = ["data.prompts=null", "data.prompts_heldout=null", "ppo.init=base", "round.k=1"]
+    assert main(["round", str(path), *words]) == 2
+    said = capsys.readouterr().err
+    for field in ("round.prompts", "data.prompts", "data.prompts_heldout", "ppo.init", "round.k"):
+        assert f"{field}: " in said
+    with pytest.raises(RecipeError, match=r"data\.prompts_heldout"):
+        go_round(load_recipe(path, words[1:2]))
+    assert main(["round", str(path), "round.select=disagreement"]) == 2
+    assert "set round.ensemble to 2 or more" in capsys.readouterr().err
+    assert main(["round", str(path), "round.k=3", "round.least=4"]) == 2
+    assert "round.least: must be at most k, which is 3" in capsys.readouterr().err
+
+
+def test_labels_that_say_nothing_are_refused(tmp_path, capsys):
+    path = write(tmp_path)
+    (tmp_path / "same.py").write_text("def same(completions, **columns):\n    return [1.0] * len(completions)\n")
+    assert main(["round", str(path), "round.labels=same.py:same"]) == 2
+    assert "all answers were ranked the same" in capsys.readouterr().err
