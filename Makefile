@@ -29,7 +29,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 # compiled at the first start (ninja from the extra, a C++ compiler of the machine) and kept in torch's cache.
 $(VENV)/.dev: $(VENV)/.base
 	@rm -f $(VENV)/.base $(VENV)/.dev
-	DS_BUILD_OPS=0 $(INSTALL) -e '.[dev,data,quant,deepspeed,judge,tasks]'
+	DS_BUILD_OPS=0 $(INSTALL) -e '.[dev,data,quant,deepspeed,judge,label,tasks]'
 	@touch $(VENV)/.base $(VENV)/.dev
 
 quickstart: $(VENV)/.base ## SFT, reward model and PPO on SmolLM2-135M; the page is runs/quickstart/report.html
@@ -38,7 +38,7 @@ quickstart: $(VENV)/.base ## SFT, reward model and PPO on SmolLM2-135M; the page
 test: $(VENV)/.dev ## all tests but the slow ones
 	$(PYTEST) $(ARGS)
 
-# The page is tested in a real browser: the distribution's own, fetched where this may be done without asking.
+# Pages are tested in a real browser: the distribution's own, fetched where this may be done without asking.
 .PHONY: browser
 browser:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \

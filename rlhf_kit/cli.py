@@ -19,8 +19,10 @@ from rlhf_kit.cli_convert import add_convert
 from rlhf_kit.cli_corpus import add_curate, add_stats
 from rlhf_kit.cli_evaluate import add_evaluate
 from rlhf_kit.cli_export import add_export
+from rlhf_kit.cli_label import add_label
 from rlhf_kit.cli_plan import add_plan
 from rlhf_kit.cli_report import add_report
+from rlhf_kit.cli_round import add_round
 from rlhf_kit.cli_sample import add_sample
 from rlhf_kit.cli_score import add_score
 from rlhf_kit.cli_validate import add_validate
@@ -31,7 +33,7 @@ __all__ = ["main"]
 
 STAGES = ("sft", "reward", "ppo")
 POLICIES = ("base", "sft", "ppo")
-_RESUMABLE = ("run", *STAGES, "sample", "evaluate", "export")
+_RESUMABLE = ("run", *STAGES, "sample", "label", "round", "evaluate", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluate(command)
     add_score(command)
     add_sample(command)
+    add_label(command)
+    add_round(command)
 
     add_export(command)
 

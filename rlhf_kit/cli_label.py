@@ -1,0 +1,179 @@
+"""`rlhf-kit label`: a page on which people rank, compare, rate and write."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_kit.cli_shared import Command, count, times
+from rlhf_kit.errors import RlhfKitError
+
+if TYPE_CHECKING:
+    from rlhf_kit.labeling.assignment import Settings
+    from rlhf_kit.labeling.store import Store
+    from rlhf_kit.labeling.tasks import Task
+
+__all__ = ["add_label"]
+
+_TASKS = ("rank", "compare", "rate", "demonstrate", "write")
+
+
+def add_label(command: Command) -> None:
+    """Adds the parser of the command."""
+    parser = command("label", _label, "open a page on which people rank answers, or compare, rate or write them")
+    parser.add_argument(
+        "tasks",
+        metavar="TASKS",
+        nargs="?",
+        help="what rlhf-kit sample has written, rankings, ratings or prompts; none where the store has them already",
+    )
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the records, written at the end")
+    parser.add_argument("--task", choices=_TASKS, default="rank", help="what is asked (default: rank)")
+    parser.add_argument(
+        "--store", metavar="FILE", type=Path, help="where answers are at once (default: OUT with .sqlite)"
+    )
+    parser.add_argument(
+        "--labelers", metavar="NAMES", type=_names, help="who labels, with commas; each has a link (default: labeler)"
+    )
+    parser.add_argument("--overlap", metavar="N", type=count, default=1, help="labelers for each task (default: 1)")
+    parser.add_argument("--limit", metavar="N", type=count, help="so many tasks, the first ones; to write: prompts")
+    parser.add_argument("--seed", metavar="N", type=times, default=0, help="of the order of answers (default: 0)")
+    gold = parser.add_argument_group("tasks whose answer is known")
+    gold.add_argument("--gold", metavar="FILE", help="rankings (or ratings) that tell how labelers do; not exported")
+    gold.add_argument("--gold-every", metavar="N", type=count, help="one in so many tasks is such (default: 10)")
+    page = parser.add_argument_group("the page")
+    page.add_argument("--title", metavar="TEXT", help="above the page (default: the name of TASKS)")
+    page.add_argument("--guidelines", metavar="FILE", type=Path, help="Markdown that labelers can open beside a task")
+    page.add_argument("--language", choices=("auto", "en", "zh"), default="auto", help="(default: the browser's)")
+    page.add_argument("--host", default="127.0.0.1", help="other machines reach it by another one than 127.0.0.1")
+    page.add_argument("--port", metavar="N", type=times, default=0, help="(default: a free one)")
+    page.add_argument(
+        "--origin", metavar="URL", default="", help="how people reach it through a proxy: https://label.example.org"
+    )
+    page.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    page.add_argument("--stay", action="store_true", help="go on when all is done, for tasks that come later")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--export", action="store_true", help="write OUT from the store, and serve nothing")
+    what.add_argument(
+        "--to",
+        choices=("label-studio", "argilla"),
+        help="write TASKS to OUT as that tool reads them, and serve nothing",
+    )
+    what.add_argument(
+        "--take", metavar="FILE", help="put what that tool has exported, or any rankings of TASKS, into the store"
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _label(arguments: argparse.Namespace) -> int:
+    from rlhf_kit.labeling.assignment import Settings
+    from rlhf_kit.labeling.store import Store
+
+    if arguments.to:
+        return _hand_over(arguments)
+    place = _place(arguments)
+    tasks = _read(arguments)
+    settings = Settings(
+        overlap=arguments.overlap,
+        gold_every=(arguments.gold_every or 10) if arguments.gold else 0,
+        seed=arguments.seed,
+    )
+    store = Store(place)
+    try:
+        store.configure(settings)
+        store.add(tasks)
+        _work(arguments, store, settings)
+        _export(store, arguments.out)
+    finally:
+        store.close()
+    return 0
+
+
+def _place(arguments: argparse.Namespace) -> Path:
+    """The store's file, after all is checked that can be told before anything is read."""
+    from rlhf_kit.labeling.serving import check_installed
+    from rlhf_kit.outputs import check_outputs
+
+    place: Path = arguments.store or arguments.out.with_suffix(".sqlite")
+    if arguments.gold_every and not arguments.gold:
+        raise RlhfKitError("label: --gold-every goes with --gold FILE")
+    if arguments.tasks is None and not place.exists() and not _is_blank(arguments):
+        also = " or --limit N, so many prompts" if arguments.task == "write" else ""
+        raise RlhfKitError(f"label: there is no store {place} yet; name TASKS, what is to be labelled{also}")
+    if arguments.out.exists() and not place.exists():
+        raise RlhfKitError(f"label: {arguments.out} exists, but its store {place} does not; name another file")
+    check_outputs(filter(None, (arguments.tasks, arguments.gold, arguments.take)), [arguments.out, place])
+    if not (arguments.export or arguments.take):
+        check_installed()
+    return place
+
+
+def _read(arguments: argparse.Namespace) -> list[Task]:
+    from rlhf_kit.labeling.tasks import blank_tasks, read_tasks
+
+    tasks = []
+    if arguments.tasks is not None:
+        tasks = read_tasks(arguments.tasks, arguments.task)[: arguments.limit]
+    elif _is_blank(arguments):
+        tasks = blank_tasks(arguments.limit)
+    return tasks + (read_tasks(arguments.gold, arguments.task, gold=True) if arguments.gold else [])
+
+
+def _is_blank(arguments: argparse.Namespace) -> bool:
+    """Whether so many prompts are to be written, of which nothing is said."""
+    return arguments.tasks is None and arguments.task == "write" and arguments.limit is not None
+
+
+def _work(arguments: argparse.Namespace, store: Store, settings: Settings) -> None:
+    if arguments.take:
+        from rlhf_kit.labeling.exchange import take
+
+        print(f"took {take(store, arguments.take):,} answers")
+    elif not arguments.export:
+        _serve(arguments, store, settings)
+
+
+def _serve(arguments: argparse.Namespace, store: Store, settings: Settings) -> None:
+    from rlhf_kit.labeling.serving import Serving, serve
+
+    if arguments.labelers or not store.labelers():
+        store.set_labelers(arguments.labelers or ["labeler"])
+    serving = Serving(
+        host=arguments.host,
+        port=arguments.port,
+        title=arguments.title or Path(arguments.tasks or arguments.out).stem,
+        guidelines=arguments.guidelines,
+        language=arguments.language,
+        settings=settings,
+        stay=arguments.stay,
+        open_browser=not arguments.no_browser,
+        origin=arguments.origin,
+        out=arguments.out,
+    )
+    serve(store, serving, told=_told)
+
+
+def _told(line: str) -> None:
+    print(line, flush=True)  # who started this in the background reads the links at once
+
+
+def _export(store: Store, out: Path) -> None:
+    from rlhf_kit.labeling.exporting import write_records
+
+    written, left = write_records(store, out), store.progress().left
+    rest = f"; {left:,} answers are still wanted, and the same command goes on" if left else ""
+    print(f"wrote {written:,} records to {out}{rest}")
+
+
+def _hand_over(arguments: argparse.Namespace) -> int:
+    from rlhf_kit.labeling.exchange import hand_over
+
+    if arguments.tasks is None:
+        raise RlhfKitError("label: --to needs TASKS, which are handed over")
+    written = hand_over(_read(arguments), arguments.to, arguments.out)
+    print(f"wrote {written:,} tasks for {arguments.to} to {arguments.out}")
+    return 0
