@@ -74,4 +74,4 @@ class ExportError(RlhfKitError):
 
 
 class EngineError(RlhfKitError):
-    """The server that samples does not answer, or cannot do what the run needs of it."""
+    """The server that samples, or the people who score, do not answer, or cannot do what the run needs of them."""

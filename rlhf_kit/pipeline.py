@@ -29,6 +29,7 @@ from rlhf_kit.checkpoint import (
 )
 from rlhf_kit.errors import CheckpointError, Problem, RecipeError
 from rlhf_kit.recipe import Recipe
+from rlhf_kit.recipe_live import LIVE
 
 log = logging.getLogger(__name__)
 
@@ -243,10 +244,13 @@ def _inputs(recipe: Recipe, name: str, parents: dict[str, Path]) -> dict[str, An
         sources["rubric"] = file or None
         settings |= {"rubric": function, "response_length": recipe.ppo.response_length}
     if name == "ppo":
-        others = [source for source in recipe.ppo.reward_funcs if source != REWARD]
+        others = [source for source in recipe.ppo.reward_funcs if source not in (REWARD, LIVE)]
         sources |= {f"reward_funcs.{n}": _file_of(source) for n, source in enumerate(others)}
         engine = recipe.ppo.rollout  # where the server is, and how long it is waited for, changes no result
         settings["ppo"]["rollout"] = {"engine": engine.engine, "importance_cap": engine.importance_cap}
+        live = settings["ppo"].pop("live")  # nor where people's scores are
+        if LIVE in recipe.ppo.reward_funcs:
+            settings["ppo"]["live"] = {name: live[name] for name in ("on_timeout", "overlap")}
     if name == "reward":
         sources |= recipe.phases
     if name in ("reward", "ppo"):

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from .health import LIMITS
+from .recipe_live import LiveSection
 from .recipe_rollout import RolloutSection
 from .recipe_sections import CHECKPOINTING, SCHEDULE, TRAINER, Name, Schedule, Section
 
@@ -126,7 +127,7 @@ class PpoSection(Section):
         default_factory=lambda: ["reward"],
         min_length=1,
         description="What scores: reward (the reward stage of this recipe), a Hub id or directory of a sequence "
-        "classification model, path.py:function or module:function.",
+        "classification model, path.py:function or module:function, live (people, while it waits).",
     )
     reward_weights: list[float] | None = Field(default=None, description="Of each of them in the sum; 1 by default.")
     reward_normalization: Literal["none", "running", "batch"] = Field(
@@ -144,6 +145,8 @@ class PpoSection(Section):
         default=1.0, ge=0, description="Taken off the score of an answer without end (2403.17031)."
     )
     length_penalty: float = Field(default=0.0, ge=0, description="Taken off the score for each token of an answer.")
+
+    live: LiveSection = Field(default=LiveSection(), description="How people are asked, where reward_funcs has live.")
 
     # ---- pretraining text beside it (PPO-ptx)
     ptx_coef: float = Field(

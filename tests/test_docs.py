@@ -18,9 +18,11 @@ from pydantic.fields import FieldInfo
 
 from rlhf_kit.health import LIMITS
 from rlhf_kit.recipe_ppo import PpoSection
+from rlhf_kit.recipe_round import RoundSection
 
 DOCS = Path(__file__).parents[1] / "docs"
-PPO, TRL = DOCS / "ppo.md", DOCS / "migrating_from_trl.md"
+PPO, TRL, ROUNDS = DOCS / "ppo.md", DOCS / "migrating_from_trl.md", DOCS / "rounds.md"
+SECTIONS: dict[Path, type[BaseModel]] = {PPO: PpoSection, ROUNDS: RoundSection}
 BEGIN, END = "<!-- settings: written by `python tests/test_docs.py` -->\n", "<!-- end of settings -->\n"
 
 # The keywords of TRL 1.12.0's PPOConfig beside those of TrainingArguments, and of its PPOTrainer.
@@ -97,8 +99,8 @@ def row(name: str, info: FieldInfo) -> str:
     return f"| `{name}` | {told} | {info.description} |\n"
 
 
-def settings_table() -> str:
-    return f"| setting | default | meaning |\n|---|---|---|\n{''.join(rows(PpoSection))}"
+def settings_table(section: type[BaseModel]) -> str:
+    return f"| setting | default | meaning |\n|---|---|---|\n{''.join(rows(section))}"
 
 
 def cells(text: str, heading: str) -> list[list[str]]:
@@ -112,9 +114,10 @@ def names(text: str) -> set[str]:
     return set(re.findall(r"`(\w+)`", text))
 
 
-def test_the_table_of_settings_is_that_of_the_section() -> None:
-    text = PPO.read_text(encoding="utf-8")
-    assert text.split(BEGIN)[1].split(END)[0] == settings_table()
+@pytest.mark.parametrize("page", SECTIONS, ids=lambda page: page.stem)
+def test_the_table_of_settings_is_that_of_the_section(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.split(BEGIN)[1].split(END)[0] == settings_table(SECTIONS[page])
 
 
 def test_every_figure_of_the_log_is_explained(tmp_path: Path) -> None:
@@ -186,5 +189,6 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    before, rest = PPO.read_text(encoding="utf-8").split(BEGIN)
-    PPO.write_text(before + BEGIN + settings_table() + END + rest.split(END)[1], encoding="utf-8")
+    for page, section in SECTIONS.items():
+        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        page.write_text(before + BEGIN + settings_table(section) + END + rest.split(END)[1], encoding="utf-8")

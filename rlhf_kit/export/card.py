@@ -31,12 +31,16 @@ from rlhf_kit.export.lineage import (
     name_of,
     settings_of,
 )
+from rlhf_kit.recipe_live import LIVE
 from rlhf_kit.stats.words import shown
 
 _ADAPTERS = ("adapter", "gguf-adapter")
 _LIBRARIES = {"adapter": "peft", "merged": "transformers"}  # GGUF is no library to the Hub, which sees it by the files
 _TITLES = {"sft": "Supervised fine-tuning", "reward": "Reward model", "ppo": "Proximal policy optimisation"}
-_REWARD = "a reward model that has learned from ranked answers"
+_SOURCES = {
+    "reward": "a reward model that has learned from ranked answers",
+    LIVE: "the scores that people gave while it was trained",
+}
 _LONGEST = 300
 _LENGTH = 64
 
@@ -95,7 +99,7 @@ def policy_card(run: Path, trained: Manifest, facts: Facts, tokenizer: PreTraine
         rank=rank,
         vllm_rank=max_lora_rank(rank),
         stages=[_stage(name, manifest) for name, manifest in stages.items()],
-        sources=[_REWARD if source == "reward" else code(name_of(source)) for source in recipe["ppo"]["reward_funcs"]],
+        sources=[_SOURCES.get(source) or code(name_of(source)) for source in recipe["ppo"]["reward_funcs"]],
         ema_decay=recipe["ppo"]["ema_decay"],
         rankings=reward.metrics if reward else {},
         judged=_judged(judged) if judged else None,

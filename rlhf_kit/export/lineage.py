@@ -15,6 +15,7 @@ from rlhf_kit.checkpoint import MANIFEST, Manifest, read_json
 from rlhf_kit.errors import CheckpointError
 from rlhf_kit.models.sources import cache_dir, is_repository_name
 from rlhf_kit.recipe import ModelSection, PpoSection, RewardSection, SftSection
+from rlhf_kit.recipe_live import LIVE
 from rlhf_kit.recipe_sections import Section
 
 STAGES = ("sft", "reward", "ppo")
@@ -120,7 +121,7 @@ def _source(recipe: dict[str, Any], field: str) -> str:
     """What the recipe says of `rankings`, `reward.phases.0.rankings` or `reward_funcs.0`."""
     section, *path = field.split(".")
     if section == "reward_funcs":
-        others = [source for source in recipe["ppo"]["reward_funcs"] if source != "reward"]
+        others = [source for source in recipe["ppo"]["reward_funcs"] if source not in ("reward", LIVE)]
         return str(others[int(path[0])])
     found = recipe[section] if path else recipe["data"].get(section)
     for part in path:

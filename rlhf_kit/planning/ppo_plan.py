@@ -21,6 +21,7 @@ from rlhf_kit.planning.stages import POLICY, REWARD, VALUE, ppo_setup, reward_se
 from rlhf_kit.planning.weights import Weights, kept, weights_of
 from rlhf_kit.planning.wishes import Wishes
 from rlhf_kit.recipe import ModelSection, Recipe
+from rlhf_kit.recipe_live import LIVE
 from rlhf_kit.recipe_ppo import Sizes
 
 __all__ = ["plan_ppo"]
@@ -237,7 +238,9 @@ def _other_models(recipe: Recipe, wishes: Wishes) -> tuple[Kept, dict[str, int],
         notes.append("value: model: its own activations are taken to be no more than the policy's")
     for source in ppo.reward_funcs:
         setups = _reward_model(recipe, source, wishes)
-        if setups is None:
+        if source == LIVE:
+            notes.append("reward_funcs: live: each update waits for people, which no time here counts")
+        elif setups is None:
             notes.append(f"reward_funcs: {source}: what it needs is not counted")
         elif setups:
             weights = weights_of(setups[0])
@@ -247,7 +250,10 @@ def _other_models(recipe: Recipe, wishes: Wishes) -> tuple[Kept, dict[str, int],
 
 
 def _reward_model(recipe: Recipe, source: str, wishes: Wishes) -> list[Setup] | None:
-    """The model behind a reward function: none where it shares the policy's base; None where it is not known."""
+    """The model behind a reward function: none where it shares the policy's base, or people score; None where it is not
+    known."""
+    if source == LIVE:
+        return []
     if source == REWARD:
         return [] if recipe.reward.model is None else [reward_setup(recipe, wishes)[1]]
     if ":" in source:

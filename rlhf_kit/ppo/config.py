@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from rlhf_kit.errors import DataError, Problem
 from rlhf_kit.reasons import field_of, findings, reason_of
+from rlhf_kit.recipe_live import LiveSection
 from rlhf_kit.recipe_ppo import PpoSection, mistakes
 from rlhf_kit.recipe_rollout import RolloutSection
 
@@ -30,7 +31,7 @@ WITHOUT_EFFECT = {
 }
 """transformers' arguments that are switched off, with a word why."""
 
-MAPPINGS = ("stop_on", "rollout")
+MAPPINGS = ("stop_on", "rollout", "live")
 """Settings that are mappings, which a command line gives as JSON."""
 
 
@@ -46,7 +47,7 @@ def _from_section() -> list[tuple[str, Any, Any]]:
         kind: Any = info.annotation
         if name in MAPPINGS:  # JSON on a command line
             kind = dict[str, Any] | str | None
-        if name == "rollout":
+        if name in ("rollout", "live"):
             default = {"default_factory": dict}
         text = (info.description or "").replace("%", "%%")
         found.append((name, kind, field(**default, metadata={"help": text})))
@@ -69,6 +70,7 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
         stop_on: figures at which the run stops, `{"kl": 20, "eos_rate": 0.2}`.
         rollout: what samples, `{"engine": "vllm", "base_url": "http://127.0.0.1:8000"}` (`RolloutSection` in
             `rlhf_kit/recipe_rollout.py`); what is left out is filled in.
+        live: how people are asked who score answers, `{"overlap": 2}` (`LiveSection` in `rlhf_kit/recipe_live.py`).
         num_sample_generations: as in TRL: how often held-out prompts are answered over the run, where there is an
             `eval_dataset` and `eval_steps` is left out; 0 is never.
         model_adapter_name: as in TRL: the adapter of a `PeftModel` that is trained.
@@ -120,12 +122,17 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
         found = list(_out_of_bounds(self)) or list(mistakes(self, self.world_size))
         if found:
             raise DataError([Problem("PPOConfig", name, reason) for name, reason in found])
-        self.rollout = self.engine.model_dump()
+        self.rollout, self.live = self.engine.model_dump(), self.live_section.model_dump()
 
     @property
     def engine(self) -> RolloutSection:
         """`rollout` as the section that it is."""
         return RolloutSection.model_validate(self.rollout)
+
+    @property
+    def live_section(self) -> LiveSection:
+        """`live` as the section that it is."""
+        return LiveSection.model_validate(self.live)
 
 
 def _out_of_bounds(config: PPOConfig) -> Iterator[tuple[str, str]]:

@@ -149,9 +149,11 @@ class Experience:
         ]
         return Judged(*(launch.gathered_rows(torch.cat(column)) for column in zip(*parts, strict=True)))
 
-    def raw(self, answers: Answers) -> dict[str, Tensor]:
-        """(B,) float32 on the CPU: what each source says; of several processes each asks for its share."""
-        said = self.rewards.raw(answers.select(torch.arange(len(answers))[launch.share(len(answers))]))
+    def raw(self, answers: Answers, *, held_out: bool = False) -> dict[str, Tensor]:
+        """(B,) float32 on the CPU: what each source says; of several processes each asks for its share. People are not
+        asked about held-out answers."""
+        mine = answers.select(torch.arange(len(answers))[launch.share(len(answers))])
+        said = self.rewards.raw(mine, held_out=held_out)
         return {name: launch.gathered_rows(scores.to(self.device)).cpu() for name, scores in said.items()}
 
     def _judge(self, part: Sequences) -> tuple[Tensor, ...]:

@@ -54,21 +54,18 @@ class HeldOutEvaluation:
         """The table of the last evaluation."""
 
     def __call__(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Figures, and a table of a row for each prompt."""
+        """Figures, and a table of a row for each prompt. Where people alone score there is no score in either."""
         logged = self.experience.rewards.logged
         if self._reference is None:
             self._reference = self._answered(reference=True)
             logged()  # of the answers of the reference: for nobody
         policy, reference = self._answered(), self._reference
-        score, reference_score = self._scores(policy, reference)
-        wins = [win_rate([a], [b]) for a, b in zip(score.tolist(), reference_score.tolist(), strict=True)]
+        scores = self._scores(policy, reference) if policy.raw else None
         lengths = policy.answers.sequences.response_mask.sum(1).float()
         figures = {
             **logged(),
             **means_of(policy.raw),
-            "score": float(score.mean()),
-            "reference_score": float(reference_score.mean()),
-            "win_rate": sum(wins) / len(wins),
+            **({} if scores is None else _compared(*scores)),
             "kl": self._kl(policy.answers),
             "response_length": float(lengths.mean()),
             "eos_rate": float(policy.answers.ended.float().mean()),
@@ -78,8 +75,8 @@ class HeldOutEvaluation:
                 "prompt": row.shown,
                 "policy": policy.answers.texts[i],
                 "reference": reference.answers.texts[i],
-                "score": float(score[i]),
-                "reference_score": float(reference_score[i]),
+                "score": None if scores is None else float(scores[0][i]),
+                "reference_score": None if scores is None else float(scores[1][i]),
             }
             for i, row in enumerate(self.rows)
         ]
@@ -102,7 +99,7 @@ class HeldOutEvaluation:
         rows = [self.rows[min(place, count - 1)] for place in range(-(-count // processes) * processes)]
         generator = torch.Generator().manual_seed(self.seed + launch.rank())
         answers = experience.sample(rows, generator, role)
-        raw = {name: scores[:count] for name, scores in experience.raw(answers).items()}
+        raw = {name: scores[:count] for name, scores in experience.raw(answers, held_out=True).items()}
         return HeldOut(answers.select(torch.arange(count)), raw)
 
     def _kl(self, answers: Answers) -> float:
@@ -110,6 +107,16 @@ class HeldOutEvaluation:
         judged = self.experience.judge(answers.sequences)
         kl = rl.kl_penalty(judged.log_probs, judged.reference)
         return float(torch.where(answers.sequences.response_mask, kl, 0.0).sum(1).mean())
+
+
+def _compared(score: Tensor, reference: Tensor) -> dict[str, float]:
+    """Means of both, and how often the first is above the second; (B,) each."""
+    wins = [win_rate([ours], [theirs]) for ours, theirs in zip(score.tolist(), reference.tolist(), strict=True)]
+    return {
+        "score": float(score.mean()),
+        "reference_score": float(reference.mean()),
+        "win_rate": sum(wins) / len(wins),
+    }
 
 
 def append_samples(path: Path, step: int, table: Sequence[dict[str, Any]]) -> None:
@@ -127,7 +134,7 @@ def print_answers(table: Sequence[dict[str, Any]]) -> None:
     """Shows rows of an evaluation on the terminal, one row a prompt."""
     shown = Table("prompt", "policy", "score", "reference", "score", show_lines=True)
     for row in table:
-        scores = [f"{row[name]:.2f}" for name in ("score", "reference_score")]
+        scores = ["–" if row[name] is None else f"{row[name]:.2f}" for name in ("score", "reference_score")]
         cells = (last_turn(row["prompt"]), row["policy"], scores[0], row["reference"], scores[1])
         shown.add_row(*map(Text, cells))  # as text: brackets in an answer are not markup
     Console().print(shown)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,14 @@ class RewardSource(Protocol):
 
     Attributes:
         name: under which its scores are logged.
+        abstains: whether NaN is something that it says: that it does not apply. Of another source it is a mistake.
     """
 
     name: str
+    abstains: ClassVar[bool]
 
     def __call__(self, answers: Answers) -> Tensor:
-        """(B,) float32 on any device; NaN where the source does not apply."""
+        """(B,) float32 on any device; NaN where the source does not apply, if it abstains."""
         ...
 
 
@@ -44,6 +46,7 @@ class AdapterReward:
     micro_batch_size: int
     adapter: str = rewards.REWARD
     name: str = rewards.REWARD
+    abstains: ClassVar[bool] = False
 
     @torch.no_grad()
     def __call__(self, answers: Answers) -> Tensor:
@@ -67,6 +70,7 @@ class TokenReward:
     model: nn.Module
     name: str
     micro_batch_size: int
+    abstains: ClassVar[bool] = False
 
     @torch.no_grad()
     def __call__(self, answers: Answers) -> Tensor:
@@ -94,6 +98,7 @@ class ModelReward:
 
     model: RewardModel
     name: str
+    abstains: ClassVar[bool] = False
 
     def __call__(self, answers: Answers) -> Tensor:
         """Scores of `RewardModel`; plain texts are given to a classifier of others as they are."""
@@ -119,6 +124,7 @@ class FunctionReward:
     function: Callable[..., Any]
     name: str
     state: TrainerState | None = None
+    abstains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.metrics: dict[str, list[float]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from rlhf_kit.controllers import RunningMoments, batch_moments, normalised
 from rlhf_kit.errors import DataError, Problem, RlhfKitError
 from rlhf_kit.ppo.answers import Answers
 from rlhf_kit.ppo.config import PPOConfig
+from rlhf_kit.ppo.live import LiveReward
 from rlhf_kit.ppo.reward_sources import FunctionReward, RewardSource
 
 
@@ -48,29 +49,37 @@ class Rewards:
         self.moments = {source.name: RunningMoments() for source in sources}
         self.total_moments = RunningMoments()
 
-    def raw(self, answers: Answers) -> dict[str, Tensor]:
+    def raw(self, answers: Answers, *, held_out: bool = False) -> dict[str, Tensor]:
         """What each source says, (B,) float32 on the CPU, by name.
+
+        Args:
+            held_out: the answers are only looked at, not learned from: people are not asked.
 
         Raises:
             RlhfKitError: a source fails, or says something that is not finite; the sample is named.
         """
         found = {}
         for source in self.sources:
+            if held_out and isinstance(source, LiveReward):
+                continue
             said = source(answers).float().cpu()
-            if (wrong := said.isinf() | (said.isnan() & (not isinstance(source, FunctionReward)))).any():
+            if (wrong := said.isinf() | (said.isnan() & (not source.abstains))).any():
                 place = int(wrong.nonzero()[0])
                 raise RlhfKitError(f"ppo: {source.name!r} gives {float(said[place])} to {answers.name(place)}")
             found[source.name] = said
         return found
 
     def total(self, raw: dict[str, Tensor], *, learn: bool = True) -> Tensor:
-        """(B,) one score an answer from what the sources said.
+        """(B,) one score an answer from what the sources said; those that were not asked are left out.
 
         Args:
+            raw: of one source at least.
             learn: False leaves the running moments as they are; for evaluation.
         """
         config, total = self.config, torch.zeros(())
         for source, weight in zip(self.sources, self.weights, strict=True):
+            if source.name not in raw:
+                continue
             said = raw[source.name]
             if config.reward_normalization == "batch":
                 said = normalised(said, batch_moments(said))
@@ -85,11 +94,13 @@ class Rewards:
             total = total / self.total_moments.std
         return _clipped(total, config.score_clip)
 
-    def hand_over(self, state: TrainerState) -> None:
-        """Lets functions read where the run stands."""
+    def hand_over(self, state: TrainerState, wants_to_end: Callable[[], bool]) -> None:
+        """Lets functions read where the run stands, and who waits for people whether the run was told to end."""
         for source in self.sources:
             if isinstance(source, FunctionReward):
                 source.state = state
+            elif isinstance(source, LiveReward):
+                source.update, source.wants_to_end = state.global_step, wants_to_end
 
     def logged(self) -> dict[str, float]:
         """What functions have logged since this was last called, on all processes."""

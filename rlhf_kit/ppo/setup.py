@@ -18,6 +18,7 @@ from rlhf_kit.errors import ModelError
 from rlhf_kit.models import Backbone, ScalarHead
 from rlhf_kit.models.loading import resolve_dtype
 from rlhf_kit.ppo.config import PPOConfig
+from rlhf_kit.ppo.live import STORE, LiveReward
 from rlhf_kit.ppo.reward_sources import (
     AdapterReward,
     FunctionReward,
@@ -27,6 +28,7 @@ from rlhf_kit.ppo.reward_sources import (
     names_of,
 )
 from rlhf_kit.ppo.roles import POLICY, REFERENCE, VALUE, Role, Roles
+from rlhf_kit.recipe_live import LIVE
 from rlhf_kit.recipe_ppo import Sizes
 from rlhf_kit.reward_model import RewardModel
 from rlhf_kit.user_code import load_function
@@ -199,29 +201,31 @@ def make_sources(
     own = list(tokenizers) if isinstance(tokenizers, (list, tuple)) else [tokenizers] * len(funcs)
     if len(own) != len(funcs):
         raise ModelError(f"reward_processing_classes has {len(own)} entries for {len(funcs)} reward_funcs")
-    micro = Sizes.of(config, config.world_size).micro
-    sources = [_source(func, tokenizer, backbone, micro) for func, tokenizer in zip(funcs, own, strict=True)]
+    sources = [_source(func, tokenizer, backbone, config) for func, tokenizer in zip(funcs, own, strict=True)]
     for source, name in zip(sources, names_of([source.name for source in sources]), strict=True):
         source.name = name
     return sources
 
 
 def _source(
-    func: RewardFunc, tokenizer: PreTrainedTokenizerBase | None, backbone: Backbone, micro: int
+    func: RewardFunc, tokenizer: PreTrainedTokenizerBase | None, backbone: Backbone, config: PPOConfig
 ) -> RewardSource:
     if isinstance(func, RewardModel):
         return ModelReward(func, Path(func.name).name)
     if isinstance(func, str):
-        return _named(func, backbone, micro)
+        return _named(func, backbone, config)
     if isinstance(func, torch.nn.Module):
-        return _model(func, tokenizer, backbone, micro)
+        return _model(func, tokenizer, backbone, _micro(config))
     return FunctionReward(func, getattr(func, "__name__", type(func).__name__))
 
 
-def _named(name: str, backbone: Backbone, micro: int) -> RewardSource:
-    """A reward adapter that the backbone has, `module:function`, a run of this kit, or a classification model."""
+def _named(name: str, backbone: Backbone, config: PPOConfig) -> RewardSource:
+    """People, a reward adapter that the backbone has, `module:function`, a run of this kit, or a classification
+    model."""
+    if name == LIVE:
+        return LiveReward(config.live_section, Path(config.live_section.store or Path(str(config.output_dir)) / STORE))
     if name in backbone.heads and name != VALUE:
-        return AdapterReward(backbone, micro, name, name)
+        return AdapterReward(backbone, _micro(config), name, name)
     if ":" in name and not Path(name).exists():
         return FunctionReward(load_function(name, "ppo.reward_funcs"), name.rpartition(":")[2])
     stage = rewards.stage_of(name)
@@ -229,8 +233,12 @@ def _named(name: str, backbone: Backbone, micro: int) -> RewardSource:
         taken = sum(head.startswith(rewards.REWARD) for head in backbone.heads)
         adapter = f"{rewards.REWARD}_{taken + 1}" if taken else rewards.REWARD
         rewards.load(backbone, stage, adapter)
-        return AdapterReward(backbone, micro, adapter)
+        return AdapterReward(backbone, _micro(config), adapter)
     return ModelReward(RewardModel.open(name), Path(name).name)
+
+
+def _micro(config: PPOConfig) -> int:
+    return Sizes.of(config, config.world_size).micro
 
 
 def _model(

@@ -36,6 +36,7 @@ from rlhf_kit.ppo.config import PPOConfig
 from rlhf_kit.ppo.experience import Experience, Figures
 from rlhf_kit.ppo.heldout import SAMPLES, HeldOutEvaluation, append_samples, print_answers
 from rlhf_kit.ppo.learning import Learner, Loss
+from rlhf_kit.ppo.live import TERMINATED
 from rlhf_kit.ppo.loop import AfterUpdate, Updates, few_collections, for_transformers, warm_up_above_zero
 from rlhf_kit.ppo.prompts import PromptRow, prompts_of_update, read_prompts
 from rlhf_kit.ppo.ptx import PretrainingText, tokenised, weights_of
@@ -47,7 +48,6 @@ from rlhf_kit.recipe_ppo import Sizes
 log = logging.getLogger(__name__)
 
 EMA_DIRECTORY = "ema"
-_TERMINATED = 143  # as a shell reports a process that SIGTERM ended
 
 
 class PPOTrainer(Trainer):  # type: ignore[misc]
@@ -59,8 +59,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         model: a Hub id or directory, a model, a `PeftModel`, or a `Backbone` with the adapter `policy`. With
             `peft_config` a new adapter learns on it; a model without adapters learns as a whole.
         reward_funcs: what scores, one or several: a function with TRL's signature, a run of this kit or a sequence
-            classification model by name, such a model itself, a `RewardModel`, `path.py:function`, or the name of an
-            adapter with a head of the `Backbone`.
+            classification model by name, such a model itself, a `RewardModel`, `path.py:function`, `live` (people; see
+            docs/labeling.md), or the name of an adapter with a head of the `Backbone`.
         args: the settings.
         train_dataset: rows with `prompt` (a text, taken as it is, or a conversation) or `input_ids`; other columns are
             handed to reward functions.
@@ -179,9 +179,11 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
 
         Raises:
             RlhfKitError: a limit of `stop_on` was reached, or a figure is no number; the last update is saved before.
-            EngineError: the server that samples is not what is needed, or does not answer any more.
+            EngineError: the server that samples is not what is needed, or does not answer any more; or nobody scores
+                (`ppo.live.timeout`).
             CheckpointError: the checkpoint is damaged, or none could be written.
-            SystemExit: with 143, after SIGTERM, when the update that ran was finished and saved.
+            SystemExit: with 143, after SIGTERM, when the update that ran was finished and saved; while people are
+                waited for, at once, with the updates before it saved.
         """
         checkpoint = checkpoints.start_of(Path(self.args.output_dir), resume_from_checkpoint)
         if checkpoint is not None:
@@ -199,7 +201,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             log.warning(
                 "ppo: terminated after update %d of %d, which is saved; the same command goes on", step, self.updates
             )
-            raise SystemExit(_TERMINATED)
+            raise SystemExit(TERMINATED)
         return result
 
     def training_step(
@@ -208,7 +210,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         """One update: rollouts, and every optimiser step on them but the last, which transformers' loop makes."""
         update, ppo = int(inputs["update"]), self.ppo
         generator = torch.Generator().manual_seed(ppo.seed * 1_000_003 + update)
-        self.experience.rewards.hand_over(self.state)
+        self.experience.rewards.hand_over(self.state, lambda: self.wants_to_end)
         drawing = generator if launch.processes() == 1 else _generator_of_this_process(ppo.seed, update)
         rows = self.prompts_of(update)
         episodes, figures = self._collected(rows, drawing)
@@ -236,14 +238,18 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         return torch.tensor(means.get("policy_loss", 0.0) + means["value_loss"], device=self.args.device)
 
     def _collected(self, rows: list[PromptRow], drawing: torch.Generator) -> tuple[Episodes, Figures]:
-        """The episodes of an update; where the engine that samples fails, what was learned before is saved first."""
+        """The episodes of an update. Where the engine that samples fails or people do not answer, and where the run is
+        told to end while it waits for them, what was learned before is saved first."""
         try:
             return self._served(lambda: self.experience.collect(rows, drawing, self.kl.coef))
-        except EngineError as failure:
+        except (EngineError, SystemExit) as failure:
             step = self.state.global_step
             if step and self._saved_step != step:
                 self._save_checkpoint(self.model, None)
             kept = f"{step} of {self.updates} updates are saved" if step else "no update was made"
+            if isinstance(failure, SystemExit):
+                log.warning("ppo: terminated while people were waited for, %s; the same command goes on", kept)
+                raise
             raise EngineError(f"ppo: stopped, {kept}: {failure}") from failure
 
     def prompts_of(self, update: int) -> list[PromptRow]:
@@ -346,7 +352,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         if self.held_out is None:
             raise RlhfKitError("ppo: there are no held-out prompts to evaluate on; give an eval_dataset")
         started = time.perf_counter()
-        self.experience.rewards.hand_over(self.state)
+        self.experience.rewards.hand_over(self.state, lambda: self.wants_to_end)
         try:
             found, table = self._served(self.held_out)
         except RlhfKitError:  # transformers would save only after this
@@ -358,7 +364,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         if self.is_world_process_zero():
             append_samples(self.samples_file, self.state.global_step, table)
         for row in table[:2]:
-            log.info("ppo: %r -> %r (score %.2f)", row["prompt"], row["policy"], row["score"])
+            score = "" if row["score"] is None else f" (score {row['score']:.2f})"
+            log.info("ppo: %r -> %r%s", row["prompt"], row["policy"], score)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

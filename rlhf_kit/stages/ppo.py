@@ -20,6 +20,7 @@ from rlhf_kit.models.lora_linear import as_peft
 from rlhf_kit.models.probe import Probe
 from rlhf_kit.ppo.config import OWN_TO_RECIPES, PPOConfig
 from rlhf_kit.ppo.heldout import SAMPLES
+from rlhf_kit.ppo.live import STORE
 from rlhf_kit.ppo.roles import POLICY, REFERENCE, VALUE
 from rlhf_kit.ppo.setup import RewardFunc
 from rlhf_kit.ppo.trainer import PPOTrainer
@@ -202,5 +203,7 @@ def _last_means(history: list[dict[str, float]]) -> dict[str, float]:
 
 def _arguments(recipe: Recipe, work: Path) -> PPOConfig:
     fixed = recipe.ppo.model_dump(exclude=set(OWN_TO_RECIPES))
+    # The stage's own directory goes when it is done.
+    fixed["live"]["store"] = recipe.ppo.live.store or str(Path(recipe.output_dir) / STORE)
     fixed["save_total_limit"] = max(recipe.ppo.save_total_limit, recipe.ppo.keep_checkpoints)
     return build(PPOConfig, recipe, work, fixed, recipe.ppo.trainer)

@@ -1,0 +1,191 @@
+"""People as a source of rewards: fresh answers are put where `rlhf-kit label` shows them, and their scores waited for.
+
+After TAMER (Knox and Stone 2009): a person who watches gives a number, and that number is the reward.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import shlex
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from rlhf_kit import launch
+from rlhf_kit.errors import EngineError, RlhfKitError
+from rlhf_kit.labeling.replies import RateReply
+from rlhf_kit.labeling.store import Store
+from rlhf_kit.labeling.tasks import Candidate, Task
+from rlhf_kit.ppo.answers import Answers
+from rlhf_kit.reasons import NON_BLANK
+from rlhf_kit.recipe_live import LIVE, LiveSection
+from rlhf_kit.records import Prompt
+
+__all__ = ["STORE", "TERMINATED", "LiveReward"]
+
+log = logging.getLogger(__name__)
+
+STORE = "live.sqlite"
+"""The file in `output_dir` through which answers and scores go, where no other is named."""
+TERMINATED = 143
+"""The exit code after SIGTERM, as a shell reports it."""
+
+_MIDDLE, _STEPS = 4.0, 3.0  # of a scale from 1 to 7
+_LOWEST = -1.0
+_POLL = 0.5  # seconds
+_TOLD_EVERY = 15.0  # seconds
+
+
+@dataclass
+class LiveReward:
+    """A person's score of 1 to 7 for each answer, as a number of -1 to 1; the mean where several score the same.
+
+    Each distinct answer to a prompt is asked for once in the life of the store, by its content: a run that was killed
+    goes on with what was said before. An answer without any text gets the lowest score, and nobody is asked.
+
+    Attributes:
+        section: how people are asked.
+        path: of the store.
+        update: that the answers are of, for those who read the scores later.
+        wants_to_end: whether the run was told to end; of several processes all must ask.
+    """
+
+    section: LiveSection
+    path: Path
+    name: str = LIVE
+    update: int = 0
+    wants_to_end: Callable[[], bool] = lambda: False
+    abstains: ClassVar[bool] = True
+    _asked: bool = field(default=False, init=False)
+
+    @property
+    def command(self) -> str:
+        """Opens the page on which the answers are scored."""
+        words = ["rlhf-kit", "label", "--store", str(self.path), "--stay", "--task", "rate"]
+        words += ["--overlap", str(self.section.overlap)] if self.section.overlap > 1 else []
+        return shlex.join([*words, "--out", str(self.path.with_suffix(".jsonl"))])
+
+    def __call__(self, answers: Answers) -> Tensor:
+        """(B,) float32; NaN for what was skipped.
+
+        Raises:
+            EngineError: nobody has scored anything for too long, and `on_timeout` is stop.
+            RlhfKitError: a prompt that no page can show, or a store that cannot be used.
+            SystemExit: the run was told to end.
+        """
+        tasks = [self._task(answers, place) for place in range(len(answers))]
+        asked = list({task.id: task for task in tasks if task is not None}.values())
+        with closing(Store(self.path)) as store:
+            store.add(asked, batch=LIVE)
+            store.add(asked, batch=f"{LIVE} {self.update}")  # to read no more than these
+            scores = self._wait(_Said(store, f"{LIVE} {self.update}", {task.id for task in asked}, self.section))
+        return torch.tensor([_LOWEST if task is None else scores.get(task.id, math.nan) for task in tasks])
+
+    def _task(self, answers: Answers, place: int) -> Task | None:
+        """None for an answer without text."""
+        text = answers.texts[place]
+        if not re.search(NON_BLANK, text):
+            return None
+        try:
+            prompt = Prompt.model_validate({"prompt": answers.rows[place].shown}).prompt
+        except ValidationError as error:
+            words = error.errors()[0]["msg"]
+            raise RlhfKitError(f"ppo: {self.name}: nobody can be shown {answers.name(place)}: {words}") from None
+        candidate = Candidate(text, bool(answers.ended[place]), f"update {self.update + 1}")
+        return Task("rate", prompt, (candidate,), priority=float(self.update))  # the newest are waited for
+
+    def _wait(self, said: _Said) -> dict[str, float]:
+        """The scores by task, as soon as each has all that it gets, or when nobody is waited for any longer. Several
+        processes wait as long as the slowest, in step."""
+        count, told, silent = _of_all(said.count), _of_all(said.left), 0.0
+        before = spoke = time.monotonic()
+        if told:
+            self._ask(told)
+        while left := _of_all(said.left):
+            if self.wants_to_end():
+                raise SystemExit(TERMINATED)
+            time.sleep(_POLL)
+            now = time.monotonic()
+            silent = 0.0 if said.news() else silent + (now - before) * (not said.store.paused)
+            before = now
+            if not launch.any_of(silent < self.section.timeout):
+                self._give_up(f"{_of_all(said.left)} of {count}")
+                break
+            if now - spoke > _TOLD_EVERY and left < told:
+                spoke, told = now, left
+                log.info("ppo: %s: %d of %d answers are scored", self.name, count - left, count)
+        return said.means()
+
+    def _ask(self, left: int) -> None:
+        how = "" if self._asked else f"; ask for them with: {self.command}"
+        log.info("ppo: %s: %d answers of update %d wait for scores%s", self.name, left, self.update + 1, how)
+        self._asked = True
+
+    def _give_up(self, left: str) -> None:
+        words = f"nobody has scored an answer for {self.section.timeout:g} seconds"
+        if self.section.on_timeout == "stop":
+            raise EngineError(
+                f"{self.name}: {words}, and {left} wait. Open the page with `{self.command}`, and the same command "
+                "goes on with what is scored"
+            )
+        log.warning("ppo: %s: %s; %s answers do without", self.name, words, left)
+
+
+def _of_all(count: int) -> int:
+    """The sum over the processes."""
+    return sum(launch.gathered([count]))
+
+
+class _Said:
+    """What people have said so far of some tasks.
+
+    Attributes:
+        count: of the tasks.
+        left: tasks that wait. None does any longer with as many scores as there shall be, or once everybody who may
+            score has scored or skipped it.
+    """
+
+    def __init__(self, store: Store, batch: str, tasks: AbstractSet[str], section: LiveSection) -> None:
+        self.store, self._batch, self._tasks, self._overlap = store, batch, tasks, section.overlap
+        self.count = len(tasks)
+        self._read()
+
+    def news(self) -> bool:
+        """Whether anything was said since it was last read."""
+        before = self._scores, self._skips
+        self._read()
+        return (self._scores, self._skips) != before
+
+    def means(self) -> dict[str, float]:
+        """By task, of -1 to 1; those without a score are not among them."""
+        return {
+            task: sum((score - _MIDDLE) / _STEPS for score in scores.values()) / len(scores)
+            for task, scores in self._scores.items()
+        }
+
+    def _read(self) -> None:
+        self._scores, self._skips = defaultdict[str, dict[str, int]](dict), defaultdict[str, set[str]](set)
+        for said in self.store.answered(batch=self._batch):
+            if said.task.id in self._tasks and isinstance(said.reply, RateReply):
+                self._scores[said.task.id][said.labeler] = said.reply.overall
+        for skipped in self.store.skipped():
+            if skipped.task.id in self._tasks:
+                self._skips[skipped.task.id].add(skipped.labeler)
+        people = set(self.store.labelers())
+        self.left = sum(not self._is_settled(task, people) for task in self._tasks)
+
+    def _is_settled(self, task: str, people: AbstractSet[str]) -> bool:
+        scored = self._scores.get(task, {})
+        everybody = bool(people) and people <= scored.keys() | self._skips.get(task, set())
+        return len(scored) >= self._overlap or everybody
