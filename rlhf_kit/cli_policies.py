@@ -85,16 +85,25 @@ def _add_judges(group: Any) -> None:
         metavar="[NAME=]JUDGE",
         action="append",
         help="reward and rubric are the run's own (the default); file.py:function, a reward model's run or Hub id, "
-        "rankings of these answers by people (.jsonl), or http://HOST/v1#MODEL; may come several times",
+        "rankings of these answers by people (.jsonl), page (people, in the browser; page#anna,ben: these), or "
+        "http://HOST/v1#MODEL; may come several times",
     )
     group.add_argument("--judge-key", metavar="NAME", default=KEY, help=f"variable with the endpoint's key ({KEY})")
     group.add_argument("--judge-prompt", metavar="FILE", type=Path, help="a template of your own for the endpoint")
     group.add_argument(
-        "--comparisons", metavar="N", type=count, default=1, help="pairs of answers to a prompt shown to it (1)"
+        "--comparisons",
+        metavar="N",
+        type=count,
+        default=1,
+        help="pairs of answers to a prompt shown to it, or on the page (1)",
     )
     group.add_argument("--concurrency", metavar="N", type=count, default=4, help="questions asked at once (4)")
     group.add_argument("--retries", metavar="N", type=times, default=5, help="of a question that failed (5)")
-    group.add_argument("--partial", action="store_true", help="go on with what an endpoint that failed has judged")
+    group.add_argument(
+        "--partial",
+        action="store_true",
+        help="go on with what an endpoint that failed, or a page that was ended, has judged",
+    )
     group.add_argument(
         "--sheet", metavar="FILE", type=Path, help="write the answers for people to rank, in random order, and end"
     )

@@ -53,6 +53,8 @@ def test_every_judge_that_it_shows_is_one(tmp_path: Path, monkeypatch: pytest.Mo
         "function",
         "verdicts",
         "verdicts",
+        "verdicts",
+        "verdicts",
         "endpoint",
     ]
 

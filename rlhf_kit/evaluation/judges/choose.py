@@ -12,6 +12,7 @@ from rlhf_kit.evaluation.judges.base import Judge
 from rlhf_kit.evaluation.judges.chat import Address
 from rlhf_kit.evaluation.judges.endpoint import EndpointJudge, EndpointSettings
 from rlhf_kit.evaluation.judges.function import FunctionJudge
+from rlhf_kit.evaluation.judges.page import LABELER, PAGE, PageJudge
 from rlhf_kit.evaluation.judges.reward import RewardJudge
 from rlhf_kit.evaluation.judges.verdicts import RankingsJudge
 from rlhf_kit.models.sources import is_repository_name
@@ -23,7 +24,7 @@ _NAME = re.compile(r"(\w[\w.-]*)=(.+)", re.DOTALL)
 _FUNCTION = re.compile(r"(.+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*")
 _FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz")
 _OWN = ("reward", "rubric")
-_Made = RewardJudge | FunctionJudge | RankingsJudge | EndpointJudge
+_Made = RewardJudge | FunctionJudge | RankingsJudge | EndpointJudge | PageJudge
 
 
 def judges_named(
@@ -62,8 +63,9 @@ def judge_named(text: str, own: Mapping[str, Judge], settings: EndpointSettings 
     """The judge that is meant, under the name that the user gives or one that says what it is.
 
     Args:
-        text: one of `own`; `path.py:function` or `module:function`; a file of rankings, perhaps with `#AXIS`;
-            `http(s)://HOST/v1#MODEL`; a run, a directory or a Hub id with a reward model. `NAME=` may stand before it.
+        text: one of `own`; `path.py:function` or `module:function`; a file of rankings, perhaps with `#AXIS`; `page`,
+            perhaps with `#LABELER,…`; `http(s)://HOST/v1#MODEL`; a run, a directory or a Hub id with a reward model.
+            `NAME=` may stand before it.
         own: the judges that the evaluated run has of its own, such as reward and rubric.
         settings: of endpoints; None for the defaults.
 
@@ -99,6 +101,9 @@ def _made(word: str, settings: EndpointSettings) -> _Made:
     if word.startswith(("http://", "https://")):
         address = Address.parse(word)
         return EndpointJudge(address.model.rpartition("/")[2], address, settings)
+    if word.partition("#")[0] == PAGE:
+        names = tuple(name.strip() for name in word.partition("#")[2].split(",") if name.strip())
+        return PageJudge(PAGE, names or (LABELER,), settings.comparisons, settings.partial)
     if _FUNCTION.fullmatch(word):
         return FunctionJudge.named(word, texts=False)
     file, _, axis = (word, "", "") if Path(word).is_file() else word.partition("#")
@@ -111,8 +116,8 @@ def _made(word: str, settings: EndpointSettings) -> _Made:
         return RewardJudge.of_model(word, name=path.resolve().name, what=f"the reward model {_shown(word)}")
     raise RlhfKitError(
         f"judge {word}: no such file, directory or judge. A judge is reward or rubric (the run's own), "
-        "FILE.py:FUNCTION, a file of rankings (FILE.jsonl), http://HOST:PORT/v1#MODEL, or a reward model: a run, a "
-        "directory, owner/name on the Hub"
+        "FILE.py:FUNCTION, a file of rankings (FILE.jsonl), page (people, in the browser), http://HOST:PORT/v1#MODEL, "
+        "or a reward model: a run, a directory, owner/name on the Hub"
     )
 
 
