@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ from rlhf_kit.cli_shared import Command, count
 from rlhf_kit.process import prepare_torch
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rlhf_kit.rounds import History
 
-__all__ = ["add_round"]
+__all__ = ["LEARNING", "STRENGTH", "add_round"]
 
 
 def add_round(command: Command) -> None:
@@ -77,48 +80,54 @@ def _rounds(arguments: argparse.Namespace) -> int:
 
 
 def _print(found: History) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console(highlight=False, markup=False)
-    title = f"by {found.judge}, on {found.prompts} held-out prompts"
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("round", *_COLUMNS):
-        table.add_column(
-            column, justify="left" if column == "round" else "right", min_width=_WIDEST if column in _COLUMNS[:4] else 5
-        )
-    for row in found.rows:
-        cells = (
+    strength = [
+        (
             _number(row.elo, "{:.0f}"),
             _number(row.over_start, "{:.1%}"),
             _number(row.over_before, "{:.1%}"),
             _number(row.kl, "{:.2f}"),
+            "–" if row.tokens is None else f"{row.tokens:.1f}",
+        )
+        for row in found.rows
+    ]
+    learning = [
+        (
             f"{row.rankings:,} ({row.pairs:,})" if row.round else "–",
             _number(row.reward_heldout, "{:.1%}"),
             _number(row.reward_fresh.get(row.round + 1), "{:.1%}"),
             f"{sum(row.seconds.values()) / 60:.1f}" if row.seconds else "–",
             f"{row.labeler_seconds / 60:.1f}" if row.labeler_seconds else "–",
         )
-        table.add_row(str(row.round or "start"), *cells)
-    console.print(table)
-    console.print(Text("KL is from the start, in nats a response; a dash is what there is not (yet)."), soft_wrap=True)
+        for row in found.rows
+    ]
+    by = f"the policies, by {found.judge}, on {found.prompts} held-out prompts; KL in nats a response"
+    names = [str(row.round or "start") for row in found.rows]
+    console.print(_table(by, STRENGTH, names, strength))
+    about = "labels and reward models: right about pairs of prompts kept from it, and of the next round"
+    console.print(_table(about, LEARNING, names, learning))
+    console.print(Text("A dash is what there is not, or not yet."))
 
 
-_WIDEST = 9
-"""Characters of an interval of shares, which should not be broken."""
-_COLUMNS = (
-    "Elo",
-    "beats the start",
-    "beats the one before",
-    "KL",
-    "fresh rankings (pairs)",
-    "reward model: held out",
-    "reward model: next round's labels",
-    "minutes",
-    "labelers' minutes",
-)
+STRENGTH = ("Elo", "beats the start", "beats the last", "KL from the start", "tokens")
+LEARNING = ("rankings (pairs)", "held out", "next labels", "minutes", "labelers' minutes")
+
+
+def _table(title: str, columns: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("round")
+    for column in columns:
+        table.add_column(column, justify="right", min_width=10)  # of an interval of shares
+    for name, cells in zip(names, rows, strict=True):
+        table.add_row(name, *cells)
+    return table
 
 
 def _number(estimate: dict[str, Any] | None, shape: str) -> str:

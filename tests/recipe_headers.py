@@ -16,6 +16,8 @@ from rlhf_kit import cli
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PATHS = sorted(RECIPES.glob("*.yaml"))
+OWN = ("quickstart", "rounds")
+"""Recipes of the quickstart's base and layers, whose memory is said as what the machine has."""
 OF_DATA = ("validate", "convert", "curate")
 """Commands of a header that make the recipe's data."""
 
@@ -83,7 +85,7 @@ def table() -> str:
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|---" * len(_COLUMNS) + "|"]
     for path in PATHS:
         title = header(path).partition("\n")[0].rstrip(".")
-        sizes = "" if path.stem == "quickstart" else ", ".join(f"{size:.1f}" for size in memory(path).stages.values())
+        sizes = "" if path.stem in OWN else ", ".join(f"{size:.1f}" for size in memory(path).stages.values())
         ran = "no" if "Not run here" in header(path) else "yes"
         lines.append(f"| [{path.stem}]({path.name}) | {title} | {hardware(path)} | {sizes} | {ran} |")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from recipe_headers import PATHS, commands, hardware, launch_file, memory, processes
+from recipe_headers import OWN, PATHS, commands, hardware, launch_file, memory, processes
 
 from rlhf_kit.planning import Plan, Wishes, plan
 from rlhf_kit.planning.wishes import bytes_of
@@ -16,7 +16,7 @@ from rlhf_kit.recipe import load_recipe
 from rlhf_kit.recipe_ppo import mistakes
 from rlhf_kit.validation import check_recipe
 
-OPEN = [path for path in PATHS if path.stem != "quickstart"]
+OPEN = [path for path in PATHS if path.stem not in OWN]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from docs_page import blocks, commands
+from labelers import labelers
 from tiny_recipe import write_recipe
 
 from rlhf_kit import Recipe, cli, load
+from rlhf_kit.labeling import serving
+from rlhf_kit.labeling.assignment import Settings
+from rlhf_kit.labeling.replies import AnswerReply, RankReply
+from rlhf_kit.labeling.tasks import Task
 
 ROOT = Path(__file__).parents[1]
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,6 +75,30 @@ def test_every_command_is_run_somewhere() -> None:
             assert program == "rlhf-kit", command
 
 
+@contextlib.contextmanager
+def people(desk: Path, argv: list[str]) -> Iterator[None]:
+    """Who answers on the page while a command that asks them runs."""
+    asking = {
+        "label": ("new_rankings.sqlite", ("anna", "ben"), 2),
+        "round": ("runs/mine/round-1/labels.sqlite", ("labeler",), 1),
+    }
+    if argv[0] not in asking:
+        yield
+        return
+    file, names, overlap = asking[argv[0]]
+    (desk / file).parent.mkdir(parents=True, exist_ok=True)
+    with labelers(desk / file, dict.fromkeys(names, longest_first), Settings(overlap=overlap)) as done:
+        yield
+    assert set(done) == set(names)
+
+
+def longest_first(task: Task, order: tuple[int, ...]) -> RankReply:
+    texts = [task.candidates[place].text for place in order]
+    lengths = sorted({len(text) for text in texts}, reverse=True)
+    ranks = {chr(65 + n): AnswerReply(rank=lengths.index(len(text)) + 1) for n, text in enumerate(texts)}
+    return RankReply(answers=ranks)
+
+
 def test_the_kits_own_commands_run_in_order(
     desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,11 +106,13 @@ def test_the_kits_own_commands_run_in_order(
     monkeypatch.setattr(sys, "stdin", io.StringIO("small green river\n"))
     mine = [shlex.split(c)[1:] for c in commands(ENGLISH) if c.startswith("rlhf-kit")]
     of_data = {"validate", "convert", "stats", "curate"}
-    of_rewards = {"evaluate", "score", "sample"}
+    of_rewards = {"evaluate", "score", "sample", "label", "round", "rounds"}
     assert {argv[0] for argv in mine} == of_data | of_rewards | {"run", "plan", "chat", "export", "report", "doctor"}
     said = ""
+    monkeypatch.setattr(serving, "_LINGER", 0.5)
     for argv in mine:
-        assert cli.main(argv) == 0, (argv, capsys.readouterr().err[-2000:])
+        with people(desk, argv):
+            assert cli.main(argv) == 0, (argv, capsys.readouterr().err[-2000:])
         said += capsys.readouterr().out
     (shown,) = blocks(ENGLISH, "text")
     assert " ".join(shown.split()) in " ".join(said.split())
@@ -89,6 +122,9 @@ def test_the_kits_own_commands_run_in_order(
     assert (desk / "runs/mine/report.html").is_file() and (desk / "runs/other/ppo/manifest.json").is_file()
     assert json.loads((desk / "runs/other/ppo/manifest.json").read_text())["recipe"]["ppo"]["kl_coef"] == 0.1
 
+    ranked = load(str(desk / "new_rankings.jsonl"), "ranking")
+    assert {row.labeler for row in ranked} == {"anna", "ben"} and {r.source for row in ranked for r in row.responses}
+    assert (desk / "runs/mine/round-1/round.json").is_file() and "A dash is what there is not" in said
     assert load(str(desk / "best_of_4.jsonl"), "demonstration") and (desk / "my-reward-model" / "README.md").is_file()
     quality = json.loads((desk / "reward-quality" / "reward_quality.json").read_text())
     assert quality and (desk / "reward-quality" / "reward_quality.html").is_file()

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import yaml
+from labelers import labelers, work
 from tiny_recipe import write_recipe
 
 from rlhf_kit import files
 from rlhf_kit.checkpoint import read_json, read_manifest
 from rlhf_kit.cli import main
 from rlhf_kit.errors import DataError, RecipeError, RlhfKitError
+from rlhf_kit.labeling.assignment import Settings
+from rlhf_kit.labeling.replies import AnswerReply, RankReply
+from rlhf_kit.labeling.store import Store
+from rlhf_kit.labeling.tasks import Task
 from rlhf_kit.measures import pair_accuracy
 from rlhf_kit.recipe import load_recipe
 from rlhf_kit.records import prompt_name
@@ -231,6 +237,43 @@ def test_a_file_of_labels_is_waited_for_and_matched(tmp_path, capsys):
     ]
     drawn = responses_of(answers)
     assert all(r.source == drawn[row.prompt][r.text] == "round-0" for row in labels for r in row.responses)
+
+
+def cats_on_the_page(task: Task, order: tuple[int, ...]) -> RankReply:
+    """The more cats the better, by the letters under which the answers are shown."""
+    texts = [task.candidates[place].text for place in order]
+    cats = sorted({text.count("cat") for text in texts}, reverse=True)
+    ranks = [cats.index(text.count("cat")) + 1 for text in texts]
+    return RankReply(answers={chr(65 + n): AnswerReply(rank=rank) for n, rank in enumerate(ranks)})
+
+
+def test_people_label_on_the_page_and_what_they_gave_before_it_was_ended_counts(tmp_path, monkeypatch):
+    from rlhf_kit.labeling import serving
+
+    section = {"labels": "page", "labelers": ["anna", "ben"], "overlap": 2, "prompts_per_round": 6}
+    path = write(tmp_path, round=section)
+    recipe = load_recipe(path)
+    file = home_of(path) / "round-1" / "labels.sqlite"
+    with monkeypatch.context() as patch:  # somebody ends the page at once
+        patch.setattr(serving, "serve", lambda store, how, told: told("served"))
+        said: list[str] = []
+        with pytest.raises(RlhfKitError, match=r"12 rankings are still to be given.*the same command goes on"):
+            go_round(recipe, told=said.append)
+        assert said == ["round 1: 12 rankings are asked for", "served"]
+    with closing(Store(file)) as store:
+        assert work(store, "anna", cats_on_the_page, most=4) == 4
+    monkeypatch.setattr(serving, "_LINGER", 0.5)
+    with labelers(file, {"anna": cats_on_the_page, "ben": cats_on_the_page}, Settings(overlap=2)) as done:
+        go_round(recipe, told=said.append)
+    assert sorted(done) == ["anna"] * 2 + ["ben"] * 6, "nothing is asked twice"
+    assert any("http://127.0.0.1:" in line for line in said)
+    labels = files.load(str(home_of(path) / "round-1" / "labels.jsonl"), "ranking")
+    assert sorted(str(row.labeler) for row in labels) == ["anna"] * 6 + ["ben"] * 6
+    for row in labels:
+        cats = sorted({r.text.count("cat") for r in row.responses}, reverse=True)
+        assert all(r.rank == cats.index(r.text.count("cat")) + 1 and r.source == "round-0" for r in row.responses)
+    assert read_json(home_of(path) / "round-1" / "round.json")["labels"]["labelers"] == ["anna", "ben"]
+    assert history(home_of(path)).rows[1].labeler_seconds == 12.0
 
 
 def test_reward_models_label_by_their_mean_and_select_by_their_disagreement(two, tmp_path):

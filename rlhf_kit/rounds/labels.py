@@ -27,7 +27,7 @@ from rlhf_kit.rounds.places import KEPT, Round
 from rlhf_kit.sampling.drawing import Answer
 from rlhf_kit.sampling.writing import ranking_row
 
-__all__ = ["identity_of", "label"]
+__all__ = ["identity_of", "is_file", "label"]
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def label(one: Round, answers: Path, out: Path, told: Told, *, browser: bool) ->
     words = one.whole.round.judges
     if words == (PAGE,):
         rankings = _by_people(one, answers, told, browser)
-    elif len(words) == 1 and _is_file(words[0]):
+    elif len(words) == 1 and is_file(words[0]):
         rankings = _from_file(one, answers, _named(words[0], one))
     else:
         rankings = _by_judges(one, answers, out.parent.parent / KEPT)
@@ -78,7 +78,8 @@ def label(one: Round, answers: Path, out: Path, told: Told, *, browser: bool) ->
     }
 
 
-def _is_file(word: str) -> bool:
+def is_file(word: str) -> bool:
+    """Whether `round.labels` means a file of rankings."""
     return word.endswith((".jsonl", ".json", ".jsonl.gz"))
 
 
@@ -110,16 +111,18 @@ def _by_people(one: Round, answers: Path, told: Told, browser: bool) -> list[Ran
     try:
         store.add(read_tasks(str(answers), "rank"))
         store.set_labelers(section.labelers or ["labeler"])
+        settings = Settings(overlap=section.overlap, seed=one.recipe.seed)
+        store.configure(settings)
         serving = Serving(
             port=section.port,
             title=f"Round {one.number}",
             guidelines=None if section.guidelines is None else Path(section.guidelines),
-            settings=Settings(overlap=section.overlap, seed=one.recipe.seed),
+            settings=settings,
             open_browser=browser,
         )
         if store.progress().left:
             told(f"round {one.number}: {store.progress().left} rankings are asked for")
-            serve(store, serving, done=lambda: not store.progress().left, told=told)
+            serve(store, serving, told=told)
         if left := store.progress().left:
             raise RlhfKitError(
                 f"round {one.number}: {left} rankings are still to be given; all that were given are kept, and the "

@@ -237,11 +237,12 @@ def prompt_row(prompt: Prompt, answers: Sequence[Answer], policy: str | None) ->
     and source where they are known.
 
     Args:
-        policy: who gave all of them, for `meta.policy`.
+        policy: who gave all of them, for `meta.policy`; None takes out what stood there.
     """
     responses = [{name: value for name, value in asdict(answer).items() if value is not None} for answer in answers]
+    meta = {key: value for key, value in prompt.meta.items() if key != "policy"}
     by = {} if policy is None else {"policy": policy}
-    return prompt.model_copy(update={"meta": {**prompt.meta, **by, "responses": responses}})
+    return prompt.model_copy(update={"meta": {**meta, **by, "responses": responses}})
 
 
 def ranking_row(prompt: Prompt, answers: Sequence[Answer], policy: str | None, reward: str) -> Ranking:
