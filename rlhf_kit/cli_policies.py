@@ -8,7 +8,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_kit.cli_shared import add_vllm_options, count, share, temperature, times, vllm_url
+from rlhf_kit.cli_shared import (
+    add_vllm_options,
+    count,
+    estimate_cell,
+    figures_table,
+    share,
+    temperature,
+    times,
+    vllm_url,
+)
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.process import prepare_torch
 
@@ -216,28 +225,30 @@ def _judge_table(judge: dict[str, Any], found: dict[str, Any], anchor: str) -> T
     names, labels = found["policies"], found["labels"]
     rates = [judge["win_rates"].get(name, {}).get(anchor) for name in names]
     rows = {
-        f"beats {labels[anchor]}": [_number(rate, "{:.1%}") for rate in rates],
-        "at equal length": [_number(rate and rate["length_controlled"], "{:.1%}") for rate in rates],
-        "Bradley–Terry": [_number(judge["bradley_terry"].get(name), "{:+.2f}") for name in names],
-        "Elo": [_number(judge["elo"].get(name), "{:.0f}") for name in names],
+        f"beats {labels[anchor]}": [estimate_cell(rate, "{:.1%}") for rate in rates],
+        "at equal length": [estimate_cell(rate and rate["length_controlled"], "{:.1%}") for rate in rates],
+        "Bradley–Terry": [estimate_cell(judge["bradley_terry"].get(name), "{:+.2f}") for name in names],
+        "Elo": [estimate_cell(judge["elo"].get(name), "{:.0f}") for name in names],
     }
     if judge["scores"]:
-        rows = {"score": [_number(judge["scores"].get(name), "{:.2f}") for name in names], **rows}
+        rows = {"score": [estimate_cell(judge["scores"].get(name), "{:.2f}") for name in names], **rows}
     for flag in dict.fromkeys(flag for flags in (judge["flags"] or {}).values() for flag in flags):
         cells = [judge["flags"].get(name, {}).get(flag) for name in names]
-        rows[flag] = [_number(cell and cell["rate"], "{:.1%}") for cell in cells]
-    return _table(f"{judge['name']}: {judge['what']}", [labels[name] for name in names], rows)
+        rows[flag] = [estimate_cell(cell and cell["rate"], "{:.1%}") for cell in cells]
+    return figures_table(f"{judge['name']}: {judge['what']}", "", [labels[name] for name in names], rows)
 
 
 def _text_table(found: dict[str, Any]) -> Table:
     measured = found["measures"]
     rows = (
-        {"KL, nats a response": [_number(found["kl"].get(name), "{:.2f}") for name in measured]} if found["kl"] else {}
+        {"KL, nats a response": [estimate_cell(found["kl"].get(name), "{:.2f}") for name in measured]}
+        if found["kl"]
+        else {}
     )
     for one in dict.fromkeys(key for measures in measured.values() for key in measures):
         shape = "{:.1%}" if one.endswith("_rate") else "{:.1f}" if one == "tokens" else "{:.2f}"
-        rows[_MEASURES.get(one, one)] = [_number(measures.get(one), shape) for measures in measured.values()]
-    return _table("the answers", [found["labels"][name] for name in measured], rows)
+        rows[_MEASURES.get(one, one)] = [estimate_cell(measures.get(one), shape) for measures in measured.values()]
+    return figures_table("the answers", "", [found["labels"][name] for name in measured], rows)
 
 
 def _cost_table(tax: dict[str, Any], labels: dict[str, str]) -> Table:
@@ -248,32 +259,10 @@ def _cost_table(tax: dict[str, Any], labels: dict[str, str]) -> Table:
         change = shape.replace("{:", "{:+")
         for entry in tax.get(kind, ()):
             what = f"{entry['name']}, {entry['metric']}"
-            rows[what] = [_number(entry[figure].get(name), shape) for name in names]
-            rows[f"{what}: change"] = [_number(entry["change"].get(name), change) for name in names]
+            rows[what] = [estimate_cell(entry[figure].get(name), shape) for name in names]
+            rows[f"{what}: change"] = [estimate_cell(entry["change"].get(name), change) for name in names]
     title = f"what it cost elsewhere: nats a token, shares, and changes from {labels[tax['against']]}"
-    return _table(title, [labels[name] for name in names], rows)
-
-
-def _table(title: str, labels: list[str], rows: dict[str, list[str]]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for label in labels:
-        table.add_column(Text(label), justify="right", no_wrap=True)
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
-    return table
-
-
-def _number(estimate: dict[str, Any] | None, shape: str) -> str:
-    """A value, and its interval on a second line."""
-    if estimate is None:
-        return "–"
-    value, low, high = (shape.format(estimate[key]) for key in ("value", "low", "high"))
-    return f"{value}\n{low} to {high}"
+    return figures_table(title, "", [labels[name] for name in names], rows)
 
 
 def _share_of(estimate: dict[str, float]) -> str:

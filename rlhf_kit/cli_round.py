@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlhf_kit.cli_gather import bars
-from rlhf_kit.cli_shared import Command, count
+from rlhf_kit.cli_shared import Command, count, estimate_cell, figures_table
 from rlhf_kit.process import prepare_torch
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from rlhf_kit.rounds import History
 
 __all__ = ["LEARNING", "STRENGTH", "add_round"]
@@ -86,10 +83,10 @@ def _print(found: History) -> None:
     console = Console(highlight=False, markup=False)
     strength = [
         (
-            _number(row.elo, "{:.0f}"),
-            _number(row.over_start, "{:.1%}"),
-            _number(row.over_before, "{:.1%}"),
-            _number(row.kl, "{:.2f}"),
+            estimate_cell(row.elo, "{:.0f}", "–"),
+            estimate_cell(row.over_start, "{:.1%}", "–"),
+            estimate_cell(row.over_before, "{:.1%}", "–"),
+            estimate_cell(row.kl, "{:.2f}", "–"),
             "–" if row.tokens is None else f"{row.tokens:.1f}",
         )
         for row in found.rows
@@ -97,42 +94,20 @@ def _print(found: History) -> None:
     learning = [
         (
             f"{row.rankings:,} ({row.pairs:,})" if row.round else "–",
-            _number(row.reward_heldout, "{:.1%}"),
-            _number(row.reward_fresh.get(row.round + 1), "{:.1%}"),
+            estimate_cell(row.reward_heldout, "{:.1%}", "–"),
+            estimate_cell(row.reward_fresh.get(row.round + 1), "{:.1%}", "–"),
             f"{sum(row.seconds.values()) / 60:.1f}" if row.seconds else "–",
             f"{row.labeler_seconds / 60:.1f}" if row.labeler_seconds else "–",
         )
         for row in found.rows
     ]
-    by = f"the policies, by {found.judge}, on {found.prompts} held-out prompts; KL in nats a response"
+    by = f"the policies, by {found.judge}, on {found.prompts} held-out prompts; KL from the start, nats a response"
     names = [str(row.round or "start") for row in found.rows]
-    console.print(_table(by, STRENGTH, names, strength))
-    about = "labels and reward models: right about pairs of prompts kept from it, and of the next round"
-    console.print(_table(about, LEARNING, names, learning))
+    console.print(figures_table(by, "round", STRENGTH, dict(zip(names, strength, strict=True))))
+    about = "labels; what the reward model got right of prompts kept from it, and of the next round's labels"
+    console.print(figures_table(about, "round", LEARNING, dict(zip(names, learning, strict=True))))
     console.print(Text("A dash is what there is not, or not yet."))
 
 
-STRENGTH = ("Elo", "beats the start", "beats the last", "KL from the start", "tokens")
-LEARNING = ("rankings (pairs)", "held out", "next labels", "minutes", "labelers' minutes")
-
-
-def _table(title: str, columns: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("round")
-    for column in columns:
-        table.add_column(column, justify="right", min_width=10)  # of an interval of shares
-    for name, cells in zip(names, rows, strict=True):
-        table.add_row(name, *cells)
-    return table
-
-
-def _number(estimate: dict[str, Any] | None, shape: str) -> str:
-    """A value, and its interval on a second line."""
-    if estimate is None:
-        return "–"
-    value, low, high = (shape.format(estimate[key]) for key in ("value", "low", "high"))
-    return f"{value}\n{low.removesuffix('%')}–{high}"
+STRENGTH = ("Elo", "beats start", "beats last", "KL", "tokens")
+LEARNING = ("rankings (pairs)", "held out", "next labels", "minutes", "people's")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_kit.errors import RlhfKitError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = [
     "KINDS",
@@ -18,6 +21,8 @@ __all__ = [
     "add_vllm_options",
     "count",
     "data_names",
+    "estimate_cell",
+    "figures_table",
     "format_of",
     "printable",
     "progress_bar",
@@ -154,3 +159,30 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def estimate_cell(estimate: Mapping[str, Any] | None, shape: str, between: str = " to ") -> str:
+    """A value, and its interval on a second line; a dash where there is none."""
+    if estimate is None:
+        return "–"
+    value, low, high = (shape.format(estimate[key]) for key in ("value", "low", "high"))
+    return f"{value}\n{low}{between}{high}"
+
+
+def figures_table(title: str, first: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    """A table of figures with a name before each row.
+
+    Args:
+        first: the heading over the names.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(Text(column), justify="right", no_wrap=True)
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    return table

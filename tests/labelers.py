@@ -136,3 +136,14 @@ def visitors(
     for failure in failures:
         if not isinstance(failure, OSError):  # else the page was closed
             raise failure
+
+
+class Clock:
+    """Seconds that pass when a test says so, and a little with every look."""
+
+    def __init__(self, step: float = 0.001) -> None:
+        self.now, self._step = 1_000_000.0, step
+
+    def __call__(self) -> float:
+        self.now += self._step
+        return self.now

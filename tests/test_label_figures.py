@@ -5,6 +5,7 @@ import json
 import krippendorff
 import numpy as np
 import pytest
+from labelers import Clock
 
 from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.figures import figures, gold_pairs, task_agreement
@@ -16,16 +17,9 @@ from rlhf_kit.records import Message
 TOLD = Settings(overlap=3, gold_every=2, seed=1)
 
 
-class Clock:
-    now = 1_000_000.0
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(0.0)
 
 
 @pytest.fixture

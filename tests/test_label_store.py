@@ -19,23 +19,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from labelers import Clock
 
 from rlhf_kit.errors import DataError, RlhfKitError
 from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.replies import parse_reply
 from rlhf_kit.labeling.store import ADMIN, Progress, Refused, Store
 from rlhf_kit.labeling.tasks import Candidate, Task
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self):
-        self.now = 1_000_000.0
-
-    def __call__(self):
-        self.now += 0.001
-        return self.now
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def label(one: Round, answers: Path, out: Path, told: Told, *, browser: bool) ->
     elif len(words) == 1 and is_file(words[0]):
         rankings = _from_file(one, answers, _named(words[0], one))
     else:
-        rankings = _by_judges(one, answers, out.parent.parent / KEPT)
+        rankings = _by_judges(one, answers, one.home / KEPT)
     if not any(ranking.pairs for ranking in rankings):
         raise DataError([Problem(str(answers), "", "all answers were ranked the same: there is nothing to learn")])
     with Files([out]) as written:

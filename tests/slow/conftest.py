@@ -1,4 +1,4 @@
-"""A server that the files with vLLM share: it takes twenty seconds to start."""
+"""What files share: a vLLM server, which takes twenty seconds to start, and a browser."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext
     from vllm_server import VllmServer
 
 
@@ -29,3 +30,21 @@ def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vl
     options = (*lora_options(16), "--served-model-name", BASE)
     with VllmServer(model, tmp_path_factory.mktemp("server") / "vllm.log", options) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    from label_pages import chromium
+
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser of a desktop's size, of a person of its own."""
+    from label_pages import DESKTOP
+
+    made = browser.new_context(**DESKTOP)
+    yield made
+    made.close()

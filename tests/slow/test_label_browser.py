@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-
-import pytest
 from label_pages import (
-    CHROMIUM,
-    DESKTOP,
+    MARKS,
     PHONE,
     RIVERS,
     card_of,
-    chromium,
     drag,
     drag_by_touch,
     letter_of,
@@ -24,26 +18,9 @@ from label_pages import (
     task,
     watch,
 )
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Page, expect
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
-    pytest.mark.skipif(sys.platform == "win32", reason="ends the server with a signal"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    made = browser.new_context(**DESKTOP)
-    yield made
-    made.close()
+pytestmark = MARKS
 
 
 SUM = [

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-
 import pytest
-from label_pages import CHROMIUM, DESKTOP, PHONE, chromium, narrow, rank_by_keys, served, submit, task, watch
-from playwright.sync_api import Browser, expect
+from label_pages import (
+    DESKTOP,
+    MARKS,
+    PHONE,
+    narrow,
+    rank_by_keys,
+    served,
+    submit,
+    task,
+    watch,
+)
+from playwright.sync_api import expect
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
-    pytest.mark.skipif(sys.platform == "win32", reason="ends the server with a signal"),
-]
+pytestmark = MARKS
 SMALL = {**PHONE, "viewport": {"width": 360, "height": 640}}
 DEVICES = {"desktop": DESKTOP, "phone": PHONE, "small": SMALL}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
 
 
 HOSTILE = [

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from label_pages import (
-    CHROMIUM,
     DESKTOP,
+    MARKS,
     RIVERS,
     card_of,
-    chromium,
     letter_of,
     rank_by_keys,
     ranked,
@@ -22,29 +18,12 @@ from label_pages import (
     task,
     watch,
 )
-from playwright.sync_api import Browser, BrowserContext, Route, expect
+from playwright.sync_api import Route, expect
 
 from rlhf_kit.labeling.store import Store
 from rlhf_kit.labeling.tasks import Candidate, Task
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
-    pytest.mark.skipif(sys.platform == "win32", reason="ends the server with a signal"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    made = browser.new_context(**DESKTOP)
-    yield made
-    made.close()
+pytestmark = MARKS
 
 
 # -------------------------------------------------------------------- the other tasks

@@ -6,30 +6,30 @@ With LABEL_SHOTS=FOLDER in the environment, a picture of each state is left ther
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from label_pages import CHROMIUM, DESKTOP, PHONE, Served, chromium, narrow, rank_by_keys, served, submit, task, watch
+from label_pages import (
+    DESKTOP,
+    MARKS,
+    PHONE,
+    Served,
+    narrow,
+    rank_by_keys,
+    served,
+    submit,
+    task,
+    watch,
+)
 from playwright.sync_api import Browser, Page, expect
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
-    pytest.mark.skipif(sys.platform == "win32", reason="ends the server with a signal"),
-]
+pytestmark = MARKS
 LOOK = (Path(__file__).parent / "page_look.js").read_text(encoding="utf-8")
 SHOTS = os.environ.get("LABEL_SHOTS")
 DEVICES = {"desktop": DESKTOP, "phone": PHONE}
 LOOKS = [(device, scheme) for device in ("desktop", "phone") for scheme in ("light", "dark")]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
 
 
 # -------------------------------------------------------------------- every state, looked at
