@@ -67,6 +67,41 @@ def answer_all(store, labeler, settings, limit=1000):
     return asked
 
 
+# ---- an answer and what comes next, in one
+
+
+def test_an_answer_with_what_comes_next_is_both_of_them(tmp_path, clock):
+    told = Settings(overlap=1, seed=3)
+    one, other = (Store(tmp_path / f"{name}.sqlite", clock) for name in ("one", "other"))
+    for store in (one, other):
+        store.set_labelers(["anna", "ben"])
+        store.add([ranking(number) for number in range(3)])
+    for _ in range(3):
+        apart = one.next("anna", told)
+        together = other.turn("anna", told)
+        assert together.assignment.task == apart.task and together.assignment.order == apart.order
+        assert not together.is_over and together.progress == one.progress("anna")
+        one.answer("anna", apart.id, FIRST, 2.0)
+        turn = other.answer_and_turn("anna", together.assignment.id, FIRST, 2.0, told)
+        following = one.next("anna", told)
+        assert (turn.assignment and turn.assignment.task) == (following and following.task)
+        assert (turn.paused, turn.progress) == (one.paused, one.progress("anna"))
+    assert turn.assignment is None and turn.is_over
+    assert [said.reply for said in other.answered()] == [said.reply for said in one.answered()] == [FIRST] * 3
+    one.close()
+    other.close()
+
+
+def test_a_refused_answer_gives_nothing_new_out(store):
+    store.add([ranking(number) for number in range(2)])
+    given = store.turn("anna", Settings()).assignment
+    with pytest.raises(Refused, match="no such task for this labeler"):
+        store.answer_and_turn("ben", given.id, FIRST, 1.0, Settings())
+    assert store.progress().answered == 0 and store.progress("ben").left == 1, "ben was given nothing"
+    with store._database.reading() as connection:
+        assert connection.execute("SELECT count(*) FROM assignments").fetchone() == (1,)
+
+
 # ---- the file
 
 

@@ -14,12 +14,26 @@ from dataclasses import dataclass
 
 from rlhf_kit.errors import RlhfKitError
 
+from .accounts import Progress, progress_of, progress_of_all
 from .assignment import Assignment, Refused, Settings, assign, assignment_of, lapse, remember, remembered
 from .people import add_stranger, labeler_number
 from .replies import Reply, check_reply
 from .tasks import Task, task_of, to_json
 
-__all__ = ["add", "answer", "is_paused", "keep_draft", "more", "next_of", "pause", "skip", "take", "undo"]
+__all__ = [
+    "Turn",
+    "add",
+    "answer",
+    "is_paused",
+    "keep_draft",
+    "more",
+    "next_of",
+    "pause",
+    "skip",
+    "take",
+    "turn_of",
+    "undo",
+]
 
 _DAY = 86_400.0
 _CLOSED = ("answered", "skipped")
@@ -103,6 +117,30 @@ def next_of(connection: sqlite3.Connection, now: float, labeler: str, settings: 
     person = labeler_number(connection, labeler)
     number = assign(connection, person, labeler, settings, now, is_paused(connection))
     return None if number is None else assignment_of(connection, number)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a labeler finds.
+
+    Attributes:
+        assignment: what is to be done now; None where there is nothing at this moment.
+        progress: the labeler's own.
+        is_over: whether no answer of anybody can come any more.
+    """
+
+    assignment: Assignment | None
+    paused: bool
+    progress: Progress
+    is_over: bool
+
+
+def turn_of(connection: sqlite3.Connection, now: float, labeler: str, settings: Settings) -> Turn:
+    """What the labeler has to do, and how far everything is, as one reading."""
+    assignment = next_of(connection, now, labeler, settings)
+    own = progress_of(connection, labeler_number(connection, labeler))
+    is_over = own.left == 0 and progress_of_all(connection)[0].left == 0
+    return Turn(assignment, is_paused(connection), own, is_over)
 
 
 def keep_draft(connection: sqlite3.Connection, now: float, labeler: str, assignment: str, draft: str) -> None:

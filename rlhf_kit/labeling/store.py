@@ -6,6 +6,7 @@ Whatever a call has done is on the disk when it returns. Any thread and several 
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 from . import accounts, changes, people
 from .accounts import Answered, Counts, Opinion, Progress, Skipped
 from .assignment import Assignment, Refused, Settings, remember
+from .changes import Turn
 from .database import Database
 from .people import ADMIN, labeler_number
 from .replies import MOST_NOTE, SKIP_REASONS, Reply
 from .tasks import Task
 
-__all__ = ["ADMIN", "Answered", "Assignment", "Progress", "Refused", "Settings", "Skipped", "Store"]
+__all__ = ["ADMIN", "Answered", "Assignment", "Progress", "Refused", "Settings", "Skipped", "Store", "Turn"]
 
 _MOST_DRAFT = 400_000
 
@@ -108,6 +110,10 @@ class Store:
         """
         return self._database.write(lambda connection: changes.next_of(connection, self._clock(), labeler, settings))
 
+    def turn(self, labeler: str, settings: Settings) -> Turn:
+        """`next`, and with it how far everything is."""
+        return self._database.write(lambda connection: changes.turn_of(connection, self._clock(), labeler, settings))
+
     def keep_draft(self, labeler: str, assignment: str, draft: Mapping[str, Any]) -> None:
         """Keeps an unfinished answer, and the task for its labeler; a draft of what is answered by now is dropped."""
         text = json.dumps(draft)
@@ -125,6 +131,15 @@ class Store:
             DataError: the reply does not fit the task.
         """
         self._database.write(lambda c: changes.answer(c, self._clock(), labeler, assignment, reply, seconds))
+
+    def answer_and_turn(self, labeler: str, assignment: str, reply: Reply, seconds: float, settings: Settings) -> Turn:
+        """`answer` and then `turn`, which wait for the disk once."""
+
+        def both(connection: sqlite3.Connection) -> Turn:
+            changes.answer(connection, self._clock(), labeler, assignment, reply, seconds)
+            return changes.turn_of(connection, self._clock(), labeler, settings)
+
+        return self._database.write(both)
 
     def skip(self, labeler: str, assignment: str, reason: str, note: str, seconds: float) -> None:
         """Passes a task on to another labeler; the same again changes nothing.

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from rlhf_kit.labeling.assignment import Assignment, Settings
 from rlhf_kit.labeling.exporting import records, write_records
 from rlhf_kit.labeling.figures import figures
-from rlhf_kit.labeling.store import Store
+from rlhf_kit.labeling.store import Store, Turn
 from rlhf_kit.labeling.web.bodies import (
     AnswerBody,
     DraftBody,
@@ -111,7 +111,7 @@ class Labeling:
     async def task(self, request: Request) -> Response:
         """The state."""
         name = _reader(request, "labeler").name
-        return await self._run(lambda: self._state(name))
+        return await self._run(lambda: self._state(self._store.turn(name, self._site.settings)))
 
     async def draft(self, request: Request) -> Response:
         """Keeps what stands on the page so far."""
@@ -129,8 +129,8 @@ class Labeling:
         reply = reply_in(body)
 
         def keep() -> dict[str, Any]:
-            self._store.answer(name, body.assignment, reply, body.seconds)
-            return self._state(name)
+            given = self._site.settings
+            return self._state(self._store.answer_and_turn(name, body.assignment, reply, body.seconds, given))
 
         return await self._run(keep)
 
@@ -140,7 +140,7 @@ class Labeling:
 
         def keep() -> dict[str, Any]:
             self._store.skip(name, body.assignment, body.reason, body.note, body.seconds)
-            return self._state(name)
+            return self._state(self._store.turn(name, self._site.settings))
 
         return await self._run(keep)
 
@@ -148,14 +148,19 @@ class Labeling:
         """Opens the last task again, which the state has then."""
         name = _writer(request, "labeler").name
         parse_body(await request.body(), UndoBody)
-        return await self._run(lambda: self._state(name, self._store.undo(name)))
 
-    def _state(self, name: str, opened: Assignment | None = None) -> dict[str, Any]:
-        assignment = opened or self._store.next(name, self._site.settings)
-        paused = self._store.paused
+        def undo() -> dict[str, Any]:
+            opened = self._store.undo(name)
+            return self._state(self._store.turn(name, self._site.settings), opened)
+
+        return await self._run(undo)
+
+    def _state(self, turn: Turn, opened: Assignment | None = None) -> dict[str, Any]:
+        """As JSON; what was just opened comes before what else is open."""
+        assignment = opened or turn.assignment
         # What others have begun comes back if they do not finish it.
-        waiting = assignment is None and (paused or self._site.stay or self._store.progress().left > 0)
-        return state_json(assignment, self._store.progress(name), paused=paused, waiting=waiting)
+        waiting = assignment is None and (turn.paused or self._site.stay or not turn.is_over)
+        return state_json(assignment, turn.progress, paused=turn.paused, waiting=waiting)
 
     async def _run(self, function: Callable[[], dict[str, Any]]) -> Response:
         return await run_sync(lambda: JSONResponse(function()), limiter=self._threads)
