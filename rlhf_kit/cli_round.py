@@ -28,6 +28,12 @@ def add_round(command: Command) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a packaged recipe (rounds)")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="put over what the recipe says")
     parser.add_argument("--until", metavar="N", type=count, help="go on until so many rounds are there")
+    parser.add_argument(
+        "--no-train",
+        action="store_true",
+        help="end when the labels are there, to train by the round's own recipe.yaml on several processes; the same "
+        "command without this goes on",
+    )
     parser.add_argument("--no-browser", action="store_true", help="with round.labels: page: open none")
     parser = command("rounds", _rounds, "the history of a run's rounds: strength, distance, reward models, cost")
     parser.add_argument("run", metavar="RUN", type=Path, help="the output_dir of the recipe")
@@ -49,10 +55,17 @@ def _round(arguments: argparse.Namespace) -> int:
     home = Path(recipe.output_dir)
     while True:
         with bars() as progress:
-            one = go_round(recipe, told=_told, browser=not arguments.no_browser, progress=progress)
-        if len(finished(home)) >= (arguments.until or 0):
+            one = go_round(
+                recipe,
+                told=_told,
+                browser=not arguments.no_browser,
+                train=not arguments.no_train,
+                progress=progress,
+            )
+        if arguments.no_train or len(finished(home)) >= (arguments.until or 0):
             break
-    _print(history(home))
+    if not arguments.no_train:
+        _print(history(home))
     print(one.directory)
     return 0
 

@@ -156,6 +156,21 @@ def test_a_rounds_recipe_runs_its_steps_by_itself(two, capsys, caplog, monkeypat
     assert caplog.text.count("finished with the same inputs, skipped") == 2
 
 
+def test_labels_alone_so_that_something_else_can_train(two, tmp_path, capsys, monkeypatch, caplog):
+    home = tmp_path / "run"
+    shutil.copytree(home_of(two) / "sft", home / "sft")
+    words = [str(two), f"output_dir={home}"]
+    assert main(["round", *words, "--no-train"]) == 0
+    assert capsys.readouterr().out.strip() == str(home / "round-1")
+    assert (home / "round-1" / "rankings.jsonl").is_file() and not (home / "round-1" / "reward").exists()
+    for step in ("reward", "ppo"):
+        assert main([step, str(home / "round-1" / "recipe.yaml")]) == 0
+    caplog.clear()
+    assert main(["round", *words, "--no-browser"]) == 0
+    assert caplog.text.count("finished with the same inputs, skipped") == 3, "SFT, reward model and PPO"
+    assert "beats start" in capsys.readouterr().out and len(finished(home)) == 1
+
+
 # -------------------------------------------------------------------- interrupted
 
 

@@ -43,6 +43,7 @@ def go_round(
     *,
     told: Callable[[str], None] = log.info,
     browser: bool = False,
+    train: bool = True,
     progress: Progress = silent,
 ) -> Round:
     """The next round of a recipe, or the rest of one that was interrupted.
@@ -50,6 +51,8 @@ def go_round(
     Args:
         told: is told the links of the page, where people label.
         browser: whether one is opened.
+        train: False ends when the labels are there, so that something else can train on them; the round is not finished
+            then.
 
     Raises:
         RecipeError: it lacks something that rounds need.
@@ -70,6 +73,8 @@ def go_round(
     made_from = {"answers": files.sha256_of(str(answers)), "labels": identity_of(one)}
     said["labels"] = once(labels, made_from, lambda: label(one, answers, labels, told, browser=browser))
     _gather_rankings(one)
+    if not train:
+        return one
     _train(one)
     started = time.monotonic()
     evaluation = _evaluate(one)
