@@ -27,6 +27,7 @@ _OTHERS = ("accelerate", "datasets", "tokenizers", "safetensors", "gguf", "pydan
 _OPTIONAL = {
     "bitsandbytes": "only needed for model.quantization: pip install 'rlhf-kit[quant]'",
     "deepspeed": "only needed for training on several devices with ZeRO: pip install 'rlhf-kit[deepspeed]'",
+    "starlette": "only needed for the page on which people label: pip install 'rlhf-kit[label]'",
     "openai": "only needed for judges behind an endpoint: pip install 'rlhf-kit[judge]'",
     "lm_eval": "only needed for evaluate policy --tasks: pip install 'rlhf-kit[tasks]'",
 }

@@ -22,7 +22,7 @@ def test_this_machine_can_train_and_json_says_the_same(capsys: pytest.CaptureFix
     found = {finding["name"]: finding for finding in said["findings"]}
     assert found["torch"] == {"name": "torch", "ok": True, "value": metadata.version("torch"), "advice": ""}
     machine = {"python", "platform", "cores", "memory", "device", "bf16", "disk, here", "disk, cache"}
-    optional = {"bitsandbytes", "deepspeed", "openai", "lm_eval", "C++ compiler", "ninja", "Hub"}
+    optional = {"bitsandbytes", "deepspeed", "starlette", "openai", "lm_eval", "C++ compiler", "ninja", "Hub"}
     assert machine | optional | {"transformers", "trl", "peft"} <= found.keys()
     broken = [finding for finding in said["findings"] if "Error: " in finding["value"]]
     assert broken == [], "a probe of our own failed"
