@@ -831,13 +831,13 @@ def test_nobody_who_works_is_slowed_down(served):
 
 
 def test_a_fault_of_ours_says_nothing(tmp_path, heard, monkeypatch):
-    def broken(self, labeler=None):
+    def broken(self, labeler, settings):
         raise RuntimeError("the secret of /tmp/store.sqlite")
 
     with site(tmp_path, [rank_task()]) as made:
         anna = made.person("anna")
         with monkeypatch.context() as patched:
-            patched.setattr(Store, "progress", broken)
+            patched.setattr(Store, "turn", broken)
             answer = anna.get("/api/task")
         assert answer.status == 500
         assert_says_nothing(answer)

@@ -142,7 +142,7 @@ def test_the_history_is_what_the_rounds_say(two, capsys):
     assert main(["rounds", str(home), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found.to_json()))
     assert main(["rounds", str(home)]) == 0
-    assert "16 held-out prompts" in capsys.readouterr().out
+    assert "on 16 held-out prompts" in " ".join(capsys.readouterr().out.split())
     assert main(["rounds", str(home / "sft")]) == 2
     assert "no finished round" in capsys.readouterr().err
 
