@@ -27,7 +27,9 @@ __all__ = [
     "Record",
     "Response",
     "Text",
+    "joined_sources",
     "prompt_name",
+    "sources_of",
 ]
 
 NonBlank = Annotated[str, Field(pattern=NON_BLANK)]
@@ -147,6 +149,19 @@ _Margin = Annotated[
         examples=[0.5],
     ),
 ]
+
+
+_AND = " + "
+
+
+def sources_of(source: str | None) -> tuple[str, ...]:
+    """Who gave an answer, one or several: what `joined_sources` made, taken apart."""
+    return tuple(name for name in (source or "").split(_AND) if name)
+
+
+def joined_sources(*sources: str | None) -> str | None:
+    """All who gave the same answer as one source, each once: `sft + ppo`; None where nobody is known."""
+    return _AND.join(dict.fromkeys(name for source in sources for name in sources_of(source))) or None
 
 
 class Demonstration(_Record):

@@ -25,7 +25,7 @@ from rlhf_kit.gathering.selection import Floats, Select, disagreement, most, unc
 from rlhf_kit.outputs import Files, json_line, row_of
 from rlhf_kit.reasons import NON_BLANK
 from rlhf_kit.recipe_rollout import RolloutSection
-from rlhf_kit.records import Prompt
+from rlhf_kit.records import Prompt, sources_of
 from rlhf_kit.sampling.drawing import Answer, Progress, Settings, silent
 from rlhf_kit.sampling.judges import Judge
 from rlhf_kit.sampling.policy import only_process
@@ -147,7 +147,7 @@ def gather(wish: Wish, out: Path, *, kept: Path | None = None, progress: Progres
         prompts=len(wish.prompts),
         answers=sum(len(row) for said in drawn for row in said),
         distinct=sum(map(len, merged)),
-        kept=dict(Counter(who for row in written for one in row for who in str(one.source).split(" + "))),
+        kept=dict(Counter(who for row in written for one in row for who in sources_of(one.source))),
         left_out=len(merged) - len(enough) + len(taken) - len(written),
         not_taken=len(rows) - len(taken),
         score=mean_score(rows),

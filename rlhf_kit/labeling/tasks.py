@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rlhf_kit import files
 from rlhf_kit.errors import DataError, Problem
 from rlhf_kit.reasons import NON_BLANK, field_of, findings, reason_of
-from rlhf_kit.records import Conversation, Message, Prompt, Ranking, Rating, Record, Text, prompt_name
+from rlhf_kit.records import Conversation, Message, Prompt, Ranking, Rating, Record, Text, joined_sources, prompt_name
 
 __all__ = [
     "KINDS",
@@ -271,8 +271,7 @@ def _merged(candidates: Sequence[Candidate], where: str) -> list[Candidate]:
         if known.rank != candidate.rank:
             raise DataError([Problem(where, "responses", "the same text stands twice, with different ranks")])
         stands = candidate if candidate.ended and not known.ended else known
-        sources = [source for one in (known, candidate) for source in (one.source or "").split(" + ") if source]
-        found[candidate.text] = replace(stands, source=" + ".join(dict.fromkeys(sources)) or None)
+        found[candidate.text] = replace(stands, source=joined_sources(known.source, candidate.source))
     return list(found.values())
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from rlhf_kit.checkpoint import read_json, write_json
 from rlhf_kit.errors import ModelError
 from rlhf_kit.reasons import NON_BLANK
-from rlhf_kit.records import Conversation
+from rlhf_kit.records import Conversation, joined_sources
 from rlhf_kit.sampling.drawing import Answer, Progress, silent
 
 
@@ -49,9 +49,8 @@ def distinct(answers: Sequence[Answer]) -> list[Answer]:
             found[answer.text] = answer
             continue
         stands = answer if answer.ended and not known.ended else known
-        sources = [source for one in (known, answer) for source in (one.source or "").split(" + ") if source]
-        source = " + ".join(dict.fromkeys(sources)) or None
-        found[answer.text] = replace(stands, count=answer.count + known.count, source=source)
+        count, source = answer.count + known.count, joined_sources(known.source, answer.source)
+        found[answer.text] = replace(stands, count=count, source=source)
     return list(found.values())
 
 
