@@ -9,7 +9,18 @@ import rlhf_kit
 from rlhf_kit import records
 from rlhf_kit.errors import DataError, InputError, Problem, RlhfKitError
 from rlhf_kit.parsing import adapt, parse
-from rlhf_kit.records import Demonstration, Flags, Message, Prompt, Ranking, Rating, Response, Text
+from rlhf_kit.records import (
+    Demonstration,
+    Flags,
+    Message,
+    Prompt,
+    Ranking,
+    Rating,
+    Response,
+    Text,
+    joined_sources,
+    sources_of,
+)
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -92,7 +103,7 @@ def test_a_prompt_tells_where_it_comes_from():
 
 
 def test_the_records_are_exported_lazily():
-    inner = {"SCHEMAS", "Conversation", "ParallelRanking", "Record", "prompt_name"}
+    inner = {"SCHEMAS", "Conversation", "ParallelRanking", "Record", "joined_sources", "prompt_name", "sources_of"}
     assert set(records.__all__) - inner <= set(rlhf_kit.__all__)
     for name in rlhf_kit.__all__:
         if name in records.__all__:
@@ -346,3 +357,9 @@ def test_an_input_error_has_a_line_for_each_problem_and_survives_pickling():
     assert isinstance(error, InputError) and isinstance(error, RlhfKitError)
     assert str(error) == "a: b\nc: d: e"
     assert pickle.loads(pickle.dumps(error)).problems == error.problems
+
+
+def test_sources_are_joined_once_each_and_taken_apart():
+    assert joined_sources("sft", None, "ppo", "sft + base") == "sft + ppo + base"
+    assert sources_of("sft + ppo + base") == ("sft", "ppo", "base")
+    assert joined_sources(None, "") is None and sources_of(None) == ()
