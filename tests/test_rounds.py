@@ -103,7 +103,11 @@ def test_reward_models_and_policies_start_from_sft(two):
 
 def test_the_comparison_has_all_rounds_and_kl_from_the_start(two):
     found = read_json(home_of(two) / "round-2" / "evaluation" / "evaluation.json")
-    assert found["policies"] == ["round-0", "round-1", "round-2"]
+    assert found["policies"] == ["round-0", "round-2", "round-1"], "the newest comes behind the start"
+    assert list(found["summary"]) == found["policies"] and found["reward_gain"] is not None
+    scores = {judge["name"]: judge["scores"] for judge in found["judges"]}["reward"]
+    rise = scores["round-2"]["value"] - scores["round-0"]["value"]
+    assert (found["reward_gain"]["value"] > 0) == (rise > 0), "of the newest round"
     assert {judge["name"] for judge in found["judges"]} == {"reward", "rubric"}
     assert set(found["kl"]) == {"round-1", "round-2"}
     start = str(home_of(two) / "sft")

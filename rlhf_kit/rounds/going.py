@@ -215,8 +215,10 @@ def _evaluate(one: Round) -> dict[str, Any]:
     assert recipe.data.prompts_heldout is not None  # checked
     prompts, _ = read_prompts(recipe.data.prompts_heldout)
     judges = own_judges(recipe, one.directory / REWARD)
+    start, *between = one.earlier
     wish = Wish(
-        policies=tuple(map(_policy, (*one.earlier, one))),
+        # The newest stands behind the start: what changed and what it cost is told of the first two.
+        policies=tuple(map(_policy, (start, one, *reversed(between)))),
         prompts=prompts,
         prompts_file=Path(recipe.data.prompts_heldout).name,
         settings=settings_of(one.whole),
