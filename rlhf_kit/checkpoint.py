@@ -171,7 +171,7 @@ def open_work(run: Path, inputs: dict[str, Any]) -> Path:
         except CheckpointError:
             what = "without readable inputs"
         if checkpoints(work):
-            aside = _unused(run, f".{run.name}.interrupted")
+            aside = unused(run, f".{run.name}.interrupted")
             work.rename(aside)
             log.info("%s: an interrupted run %s is kept as %s", run.name, what, aside.name)
         else:
@@ -229,8 +229,8 @@ def last_checkpoint(work: Path) -> Path | None:
     return None
 
 
-def _unused(run: Path, name: str) -> Path:
-    """`NAME-N` beside a run with the first number that is free."""
+def unused(run: Path, name: str) -> Path:
+    """`NAME-N` beside a run, or a file, with the first number that is free."""
     return next(path for n in range(1, 10_000) if not (path := run.with_name(f"{name}-{n}")).exists())
 
 
@@ -246,7 +246,7 @@ def finish(work: Path, run: Path, manifest: Manifest, keep_checkpoints: int = 0)
     finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_json(work / MANIFEST, {**asdict(manifest), "files": files, "versions": versions(), "finished": finished})
     if run.exists():
-        aside = _unused(run, f"{run.name}.previous")
+        aside = unused(run, f"{run.name}.previous")
         run.rename(aside)
         log.info("%s: the older result is kept as %s", run.name, aside.name)
     work.rename(run)

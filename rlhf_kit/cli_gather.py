@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_kit.cli_shared import vllm_url
+from rlhf_kit.cli_shared import bars, vllm_url
 
 if TYPE_CHECKING:
     from rlhf_kit.gathering import Gathered, Wish
     from rlhf_kit.recipe_rollout import RolloutSection
-    from rlhf_kit.sampling import Progress
 
-__all__ = ["CHOSEN", "KINDS", "NAMES", "bars", "gather_answers", "keep_of", "server_of"]
+__all__ = ["CHOSEN", "KINDS", "NAMES", "gather_answers", "keep_of", "server_of"]
 
 NAMES = {"all": "answers", "ranked": "ranked", "best": "best"}
 KINDS = {"all": "prompts with their answers", "ranked": "rankings", "best": "demonstrations"}
@@ -43,18 +38,16 @@ def gather_answers(arguments: argparse.Namespace) -> int:
 
 
 def _wish(arguments: argparse.Namespace, run: Path | None) -> Wish:
+    from rlhf_kit.evaluation.choosing import plain_settings
     from rlhf_kit.evaluation.policies import answering, last_recipe
     from rlhf_kit.gathering import Wish
-    from rlhf_kit.sampling import Settings, judge_at, read_prompts, settings_of
+    from rlhf_kit.sampling import judge_at, read_prompts, settings_of
 
     low, high = arguments.k or (None, None)
     given = {name: getattr(arguments, name) for name in CHOSEN}
     recipe = None if run is None else last_recipe(run)
-    if recipe is None:  # nothing but adapters and models, which say nothing of sampling
-        plain = Settings(k=high or 4, temperature=1.0, max_new_tokens=256, seed=0)
-        settings = replace(plain, **{name: value for name, value in given.items() if value is not None})
-    else:
-        settings = settings_of(recipe, k=high, **given)
+    # Where nothing but adapters and models is named, nobody says how they are sampled.
+    settings = plain_settings({"k": high or 4, **given}) if recipe is None else settings_of(recipe, k=high, **given)
     keep = keep_of(arguments)
     rewards = arguments.rewards or ([run] if run and (keep != "all" or arguments.select) else [])
     return Wish(
@@ -81,24 +74,6 @@ def server_of(arguments: argparse.Namespace, section: RolloutSection | None) -> 
 
     url = vllm_url(arguments.vllm)
     return None if url is None else server_at(url, arguments.vllm_adapters, section)
-
-
-@contextmanager
-def bars() -> Iterator[Progress]:
-    """A bar for each thing that is done, on the terminal where there is one."""
-    from rich.console import Console
-    from rich.progress import Progress as Bars
-    from rich.progress import TaskID
-
-    with Bars(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def told(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.advance(tasks[what], done)
-
-        yield told
 
 
 def _print_gathered(gathered: Gathered, wish: Wish) -> None:

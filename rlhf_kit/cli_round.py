@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_kit.cli_gather import bars
-from rlhf_kit.cli_shared import Command, count, estimate_cell, figures_table
+from rlhf_kit.cli_shared import Command, bars, count, estimate_cell, figures_table
 from rlhf_kit.process import prepare_torch
 
 if TYPE_CHECKING:

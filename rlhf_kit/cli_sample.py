@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_kit.cli_gather import CHOSEN, KINDS, NAMES, bars, gather_answers, keep_of, server_of
-from rlhf_kit.cli_shared import Command, add_vllm_options, count, temperature, times, vllm_url
+from rlhf_kit.cli_gather import CHOSEN, KINDS, NAMES, gather_answers, keep_of, server_of
+from rlhf_kit.cli_shared import Command, add_vllm_options, bars, count, temperature, times, vllm_url
 from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.process import prepare_torch
 

@@ -14,11 +14,14 @@ from rlhf_kit.errors import RlhfKitError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from rlhf_kit.sampling import Progress
+
 __all__ = [
     "KINDS",
     "Command",
     "add_source_options",
     "add_vllm_options",
+    "bars",
     "count",
     "data_names",
     "estimate_cell",
@@ -159,6 +162,24 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """A bar for each thing that is done, on the terminal where there is one."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+    with Bars(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def told(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.advance(tasks[what], done)
+
+        yield told
 
 
 def estimate_cell(estimate: Mapping[str, Any] | None, shape: str, between: str = " to ") -> str:

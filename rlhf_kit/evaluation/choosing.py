@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from rlhf_kit.sampling.drawing import Settings, settings_of
 from rlhf_kit.sampling.policy import read_prompts
 from rlhf_kit.sampling.served import server_at
 
-__all__ = ["Options", "home", "wish_for"]
+__all__ = ["Options", "home", "plain_settings", "wish_for"]
 
 _PLAIN = Settings(k=1, temperature=1.0, max_new_tokens=256, seed=0)
 """Where no run is named whose recipe says it."""
@@ -82,7 +82,7 @@ def wish_for(places: Sequence[str], options: Options) -> Wish:
         tuple(policies),
         prompts[: options.limit],
         Path(source).name,
-        settings_of(recipe, **given) if recipe else _plain(given),
+        settings_of(recipe, **given) if recipe else plain_settings(given),
         _judges(options, recipe, run),
         options.resamples or (section.bootstrap if section else 2000),
         options.confidence or (section.confidence if section else 0.95),
@@ -106,7 +106,8 @@ def home(places: Sequence[str]) -> Path | None:
     return None
 
 
-def _plain(given: dict[str, float | int | None]) -> Settings:
+def plain_settings(given: Mapping[str, float | int | None]) -> Settings:
+    """The settings given; those that are None as where no recipe says them."""
     values = {name: value for name, value in given.items() if value is not None}
     return Settings(**{**vars(_PLAIN), **values})
 

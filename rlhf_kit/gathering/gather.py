@@ -20,9 +20,9 @@ import numpy as np
 from rlhf_kit.checkpoint import open_work
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.evaluation.answering import answer, crews
+from rlhf_kit.evaluation.judges.ledger import key_of
 from rlhf_kit.evaluation.policies import Policy
 from rlhf_kit.gathering.selection import Floats, Select, disagreement, most, uncertainty
-from rlhf_kit.outputs import Files, json_line, row_of
 from rlhf_kit.reasons import NON_BLANK
 from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.records import Prompt, sources_of
@@ -30,7 +30,7 @@ from rlhf_kit.sampling.drawing import Answer, Progress, Settings, silent
 from rlhf_kit.sampling.judges import Judge
 from rlhf_kit.sampling.policy import only_process
 from rlhf_kit.sampling.scoring import distinct, score_answers
-from rlhf_kit.sampling.writing import MOST_RANKED, Keep, chosen, mean_score, row_kept
+from rlhf_kit.sampling.writing import MOST_RANKED, Keep, chosen, mean_score, write_rows
 
 __all__ = ["Gathered", "Wish", "gather"]
 
@@ -82,6 +82,22 @@ class Wish:
         """How each policy draws."""
         return replace(self.settings, k=-(-self.settings.k // len(self.policies)))
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Everything that the rows depend on, as JSON."""
+        rewards = [[judge.name, judge.identity] for judge in self.judges]
+        return {
+            "policies": [[policy.name, policy.identity] for policy in self.policies],
+            "prompts": key_of([prompt.model_dump(mode="json") for prompt in self.prompts]),
+            "settings": asdict(self.settings),
+            "least": self.least,
+            "keep": self.keep,
+            "rewards": rewards,
+            "select": self.select and [self.select, rewards],
+            "take": self.take,
+            **({} if self.server is None else {"engine": self.server.engine}),
+        }
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -126,7 +142,7 @@ def gather(wish: Wish, out: Path, *, kept: Path | None = None, progress: Progres
     """
     only_process()
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = open_work(out, _inputs(wish))
+    work = open_work(out, wish.inputs)
     drawn = _drawn(wish, work if kept is None else kept, progress)
     merged = [_merged(drawn, place, wish) for place in range(len(wish.prompts))]
     enough = [place for place, row in enumerate(merged) if len(row) >= wish.least]
@@ -139,34 +155,22 @@ def gather(wish: Wish, out: Path, *, kept: Path | None = None, progress: Progres
         ]
     values = _values(wish.select, scores)
     taken = _taken(wish, values, len(rows))
-    written = _write(wish, out, [(wish.prompts[enough[place]], rows[place]) for place in taken])
+    kept_rows = [(wish.prompts[enough[place]], chosen(wish.keep, rows[place])) for place in taken]
+    reward = " + ".join(judge.name for judge in wish.judges)
+    written = write_rows(out, kept_rows, wish.keep, wish.settings.k, None, reward)
     shutil.rmtree(work)
     return Gathered(
         file=str(out),
-        rows=len(written),
+        rows=written,
         prompts=len(wish.prompts),
         answers=sum(len(row) for said in drawn for row in said),
         distinct=sum(map(len, merged)),
-        kept=dict(Counter(who for row in written for one in row for who in sources_of(one.source))),
-        left_out=len(merged) - len(enough) + len(taken) - len(written),
+        kept=dict(Counter(who for _, row in kept_rows for one in row for who in sources_of(one.source))),
+        left_out=len(merged) - len(enough) + len(taken) - written,
         not_taken=len(rows) - len(taken),
         score=mean_score(rows),
         value=None if values is None else (float(np.mean([values[p] for p in taken])), float(np.mean(values))),
     )
-
-
-def _inputs(wish: Wish) -> dict[str, Any]:
-    return {
-        "policies": [[policy.name, policy.identity] for policy in wish.policies],
-        "prompts": [prompt.model_dump(mode="json") for prompt in wish.prompts],
-        "settings": asdict(wish.settings),
-        "least": wish.least,
-        "keep": wish.keep,
-        "rewards": [[judge.name, judge.identity] for judge in wish.judges],
-        "select": wish.select,
-        "take": wish.take,
-        **({} if wish.server is None else {"engine": wish.server.engine}),
-    }
 
 
 def _drawn(wish: Wish, kept: Path, progress: Progress) -> list[list[list[Answer]]]:
@@ -228,17 +232,3 @@ def _taken(wish: Wish, values: Sequence[float] | None, rows: int) -> list[int]:
     if values is None:
         return sorted(random.Random(wish.settings.seed).sample(range(rows), wish.take))
     return most(values, wish.take)
-
-
-def _write(wish: Wish, out: Path, rows: Sequence[tuple[Prompt, list[Answer]]]) -> list[list[Answer]]:
-    """Writes the rows; returns the answers in each."""
-    reward = " + ".join(judge.name for judge in wish.judges)
-    found = []
-    with Files([out]) as files:
-        for prompt, answers in rows:
-            kept = chosen(wish.keep, answers)
-            if kept:
-                row = row_kept(wish.keep, prompt, kept, wish.settings.k, None, reward)
-                files.write(out, json_line(row_of(row)))
-                found.append(kept)
-    return found

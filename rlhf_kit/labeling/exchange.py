@@ -27,7 +27,7 @@ from rlhf_kit.guessing import guess
 from rlhf_kit.outputs import Files
 from rlhf_kit.records import Ranking, Rating, prompt_name
 
-from .replies import AXES, SCALE, AnswerReply, CompareReply, RankReply, RateReply, Reply
+from .replies import SCALE, AnswerReply, CompareReply, RankReply, RateReply, Reply, dense_axes
 from .store import Refused, Store
 from .tasks import LETTERS, Task
 
@@ -276,12 +276,7 @@ def _reply(task: Task, record: Ranking | Rating, order: Sequence[int]) -> Reply 
     ranks = dense([response.rank for response in shown])
     if task.kind == "compare":
         return CompareReply(better="A" if ranks[0] < ranks[1] else "B" if ranks[1] < ranks[0] else "tie")
-    axes = [dict[str, int]() for _ in shown]
-    for axis in AXES:
-        places = [place for place, response in enumerate(shown) if axis in (response.axes or {})]
-        on_axis = dense([(shown[place].axes or {})[axis] for place in places]) if places else ()
-        for place, rank in zip(places, on_axis, strict=True):
-            axes[place][axis] = rank
+    axes = dense_axes([response.axes or {} for response in shown])
     return RankReply(
         answers={
             LETTERS[place]: AnswerReply(

@@ -22,7 +22,7 @@ from rlhf_kit.outputs import Files, json_line, row_of
 from rlhf_kit.records import Conversation, Demonstration, Flags, Prompt, Ranking, Rating, Record, Response
 
 from .accounts import SAID, Answered, in_order
-from .replies import AXES, SCALE, CompareReply, DemonstrationReply, PromptReply, RankReply, RateReply
+from .replies import SCALE, CompareReply, DemonstrationReply, PromptReply, RankReply, RateReply, dense_axes
 from .store import Store
 from .tasks import LETTERS, Candidate
 
@@ -99,11 +99,7 @@ def _ranking(one: Answered, reply: RankReply | CompareReply, prompt: Conversatio
     ]
     if isinstance(reply, RankReply):
         answers = [reply.answers[LETTERS[one.order.index(index)]] for index in range(len(candidates))]
-        axes: list[dict[str, int]] = [{} for _ in answers]
-        for axis in AXES:
-            given = [index for index, answer in enumerate(answers) if axis in answer.axes]
-            for index, rank in zip(given, dense([answers[i].axes[axis] for i in given]) if given else (), strict=True):
-                axes[index][axis] = rank
+        axes = dense_axes([answer.axes for answer in answers])
         for index, answer in enumerate(answers):
             flags = Flags(**answer.flags) if answer.flags else None
             marked = {"overall": answer.overall, "flags": flags, "axes": axes[index] or None}

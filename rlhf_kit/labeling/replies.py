@@ -5,12 +5,14 @@ Answers are named by the letters of the order in which they were shown, A first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 from pydantic.functional_validators import AfterValidator, BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from rlhf_kit.checks.labelers import dense
 from rlhf_kit.errors import DataError, Problem
 from rlhf_kit.reasons import NON_BLANK, field_of, findings, reason_of
 from rlhf_kit.records import Flags
@@ -31,6 +33,7 @@ __all__ = [
     "RateReply",
     "Reply",
     "check_reply",
+    "dense_axes",
     "parse_reply",
 ]
 
@@ -173,3 +176,14 @@ def check_reply(reply: Reply, kind: Kind, count: int) -> None:
         problems += [Problem("", f"answers.{key}", "no such answer") for key in reply.answers if key not in shown]
         if problems:
             raise DataError(problems)
+
+
+def dense_axes(given: Sequence[Mapping[str, int]]) -> list[dict[str, int]]:
+    """The ranks of answers on single axes without gaps, among those answers that have one on the axis."""
+    found = [dict[str, int]() for _ in given]
+    for axis in AXES:
+        places = [place for place, ranks in enumerate(given) if axis in ranks]
+        on_axis = dense([given[place][axis] for place in places]) if places else ()
+        for place, rank in zip(places, on_axis, strict=True):
+            found[place][axis] = rank
+    return found

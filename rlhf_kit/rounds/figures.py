@@ -26,7 +26,7 @@ def figures(one: Round, evaluation: dict[str, Any], labels: Path) -> dict[str, A
         evaluation: of all rounds so far.
         labels: the round's fresh rankings.
     """
-    name, judge = f"round-{one.number}", judge_of(evaluation)
+    name, judge = one.name, judge_of(evaluation)
     rates = judge["win_rates"].get(name, {})
     return {
         "round": one.number,
@@ -70,7 +70,7 @@ def freshness(one: Round, labels: Path) -> dict[str, dict[str, float]]:
         seen = known_of(stage).prompts or frozenset()
         new = [ranking for ranking in rankings if prompt_key(ranking.prompt) not in seen and ranking.pairs]
         if new:
-            found[f"round-{other.number}"] = _accuracy(str(stage), new).as_dict()
+            found[other.name] = _accuracy(str(stage), new).as_dict()
     return found
 
 

@@ -28,8 +28,8 @@ from rlhf_kit.records import Prompt, Ranking, prompt_name
 from rlhf_kit.rounds.figures import figures
 from rlhf_kit.rounds.labels import identity_of, label
 from rlhf_kit.rounds.places import KEPT, ROUND, Round, next_round
-from rlhf_kit.rounds.steps import digest, once
-from rlhf_kit.sampling.drawing import Progress, Settings, settings_of, silent
+from rlhf_kit.rounds.steps import once
+from rlhf_kit.sampling.drawing import Progress, settings_of, silent
 from rlhf_kit.sampling.judges import judge_at
 from rlhf_kit.sampling.policy import only_process, read_prompts
 
@@ -67,9 +67,8 @@ def go_round(
     one.directory.mkdir(parents=True, exist_ok=True)
     one.write_recipe()
     said: dict[str, Any] = {}
-    answers = one.directory / "answers.jsonl"
+    answers, labels = one.answers, one.labels
     said["answers"] = _sample(one, answers, progress)
-    labels = one.directory / "labels.jsonl"
     made_from = {"answers": files.sha256_of(str(answers)), "labels": identity_of(one)}
     said["labels"] = once(labels, made_from, lambda: label(one, answers, labels, told, browser=browser))
     _gather_rankings(one)
@@ -110,38 +109,23 @@ def _sample(one: Round, out: Path, progress: Progress) -> dict[str, Any]:
     select = section.select if len(judges) >= (2 if section.select == "disagreement" else 1) else None
     if section.select is not None and select is None:
         log.info("round %d: no reward models yet to select by: prompts are taken by chance", one.number)
-    settings = _settings(one)
     prompts = _prompts(one, section.prompts_per_round * (section.candidates if select else 1))
-    policies = _answering(one)
     wish = Gathering(
-        policies=policies,
+        policies=_answering(one),
         prompts=prompts,
-        settings=settings,
+        settings=settings_of(one.recipe, k=section.k, temperature=section.temperature),
         least=section.least,
         judges=tuple(judge_at(reward) for reward in judges) if select else (),
         select=select,
         take=section.prompts_per_round,
     )
-    inputs = {
-        "policies": [policy.identity for policy in policies],
-        "prompts": digest([prompt.model_dump(mode="json") for prompt in prompts]),
-        "settings": [settings.k, settings.temperature, settings.max_new_tokens, settings.seed],
-        "least": section.least,
-        "select": select and [select, [judge.identity for judge in wish.judges]],
-        "take": section.prompts_per_round,
-    }
 
     def draw() -> dict[str, Any]:
         found = gather(wish, out, kept=one.home / KEPT, progress=progress)
         log.info("round %d: %d prompts with %d answers", one.number, found.rows, found.distinct)
         return {"gathered": found.to_json()}
 
-    return once(out, inputs, draw)
-
-
-def _settings(one: Round) -> Settings:
-    section = one.whole.round
-    return settings_of(one.recipe, k=section.k, temperature=section.temperature)
+    return once(out, wish.inputs, draw)
 
 
 def _prompts(one: Round, number: int) -> list[Prompt]:
@@ -152,7 +136,7 @@ def _prompts(one: Round, number: int) -> list[Prompt]:
     random.Random(one.whole.seed).shuffle(prompts)
     labelled: dict[Any, int] = {}
     for other in one.earlier[1:]:
-        for ranking in files.load(str(other.directory / "labels.jsonl"), "ranking"):
+        for ranking in files.load(str(other.labels), "ranking"):
             name = prompt_name(ranking.prompt)
             labelled[name] = labelled.get(name, 0) + 1
     prompts.sort(key=lambda prompt: labelled.get(prompt_name(prompt.prompt), 0))
@@ -161,8 +145,8 @@ def _prompts(one: Round, number: int) -> list[Prompt]:
 
 def _answering(one: Round) -> tuple[Policy, ...]:
     places = {
-        "newest": (f"round-{one.number - 1}", one.before.policy),
-        "start": ("round-0", Round(0, one.home, one.whole).policy),
+        "newest": (one.before.name, one.before.policy),
+        "start": (one.start.name, one.start.policy),
         BASE: (BASE, None),
     }
     found: dict[str, Policy] = {}
@@ -178,10 +162,10 @@ def _answering(one: Round) -> tuple[Policy, ...]:
 
 def _gather_rankings(one: Round) -> None:
     """The rankings of all rounds in one file, and before them those that the rounds started with."""
-    sources = [str(r.directory / "labels.jsonl") for r in (*one.earlier[1:], one)]
+    sources = [str(r.labels) for r in (*one.earlier[1:], one)]
     if one.whole.data.rankings is not None:
         sources.insert(0, one.whole.data.rankings)
-    out = one.directory / "rankings.jsonl"
+    out = one.rankings
 
     def write() -> dict[str, Any]:
         rows = 0
@@ -235,11 +219,11 @@ def _evaluate(one: Round) -> dict[str, Any]:
 
 def _policy(one: Round) -> Policy:
     """A round's policy for the comparison; the KL of all is measured from what the rounds started from."""
-    start = Round(0, one.home, one.whole).policy
+    start = one.start.policy
     stage = (SFT if start is not None else BASE) if one.number == 0 else PPO
     updates = read_manifest(one.directory / PPO).metrics.get("updates") if one.number else None
     return Policy(
-        name=f"round-{one.number}",
+        name=one.name,
         label=f"Round {one.number}",
         model=one.whole.model,
         adapter=one.policy,

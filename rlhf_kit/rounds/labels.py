@@ -67,7 +67,7 @@ def label(one: Round, answers: Path, out: Path, told: Told, *, browser: bool) ->
     with Files([out]) as written:
         for number, ranking in enumerate(rankings, 1):
             # A name of its own: the rankings of all rounds stand in one file.
-            named = ranking.model_copy(update={"id": f"round-{one.number}-{number}"})
+            named = ranking.model_copy(update={"id": f"{one.name}-{number}"})
             written.write(out, json_line(row_of(named)))
     seconds = [float(ranking.meta.get("seconds") or 0.0) for ranking in rankings]
     return {

@@ -44,7 +44,32 @@ class Round:
     @property
     def directory(self) -> Path:
         """That of the round; of round 0, the run itself."""
-        return self.home / f"round-{self.number}" if self.number else self.home
+        return self.home / self.name if self.number else self.home
+
+    @property
+    def name(self) -> str:
+        """Of its directory and of its policy in answers, verdicts and figures."""
+        return f"round-{self.number}"
+
+    @property
+    def answers(self) -> Path:
+        """Rows of prompts with the answers that are labelled."""
+        return self.directory / "answers.jsonl"
+
+    @property
+    def labels(self) -> Path:
+        """The round's own rankings."""
+        return self.directory / "labels.jsonl"
+
+    @property
+    def rankings(self) -> Path:
+        """Those of all rounds so far."""
+        return self.directory / "rankings.jsonl"
+
+    @property
+    def start(self) -> Round:
+        """Round 0."""
+        return Round(0, self.home, self.whole)
 
     @property
     def before(self) -> Round:
@@ -78,12 +103,12 @@ class Round:
         whole = self.whole
         if not self.number:
             return whole
-        start = Round(0, self.home, whole).policy
+        start = self.start.policy
         origin = self.before.policy if whole.round.start == "last" else start
         changes: dict[str, Any] = {
             "output_dir": str(self.directory),
             "seed": (whole.seed + self.number) % 2**32,
-            "data": whole.data.model_copy(update={"rankings": str(self.directory / "rankings.jsonl")}),
+            "data": whole.data.model_copy(update={"rankings": str(self.rankings)}),
             "ppo": whole.ppo.model_copy(update={"init": _init(origin)}),
         }
         if whole.reward.init == SFT:

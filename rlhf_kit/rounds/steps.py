@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -10,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rlhf_kit.checkpoint import differences, read_json, write_json
+from rlhf_kit.checkpoint import differences, read_json, unused, write_json
 from rlhf_kit.files import sha256_of
 
-__all__ = ["digest", "once"]
+__all__ = ["once"]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,9 @@ def once(file: Path, inputs: dict[str, Any], do: Callable[[], dict[str, Any]]) -
             return account
         for line in changed:
             log.info("%s: must be made again: %s", file.name, line)
-        _put_aside(file)
+        aside = unused(file, f"{file.name}.previous")
+        file.rename(aside)
+        log.info("%s: the older one is kept as %s", file.name, aside.name)
     started = time.monotonic()
     said = do()
     account = {
@@ -50,16 +51,3 @@ def once(file: Path, inputs: dict[str, Any], do: Callable[[], dict[str, Any]]) -
     }
     write_json(beside, account)
     return account
-
-
-def digest(value: Any) -> str:
-    """A hash of what JSON can say."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _put_aside(file: Path) -> None:
-    number = 1
-    while (aside := file.with_name(f"{file.name}.previous-{number}")).exists():
-        number += 1
-    file.rename(aside)
-    log.info("%s: the older one is kept as %s", file.name, aside.name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -118,17 +118,13 @@ def sample_file(
         merged = score_answers(judge.load(), [p.prompt for p in prompts], merged, kept=work, progress=progress)
     name = None if judge is None else judge.name
     kept = [chosen(keep, answers) for answers in merged]
-    with Files([out]) as written:
-        for prompt, answers in zip(prompts, kept, strict=True):
-            if answers:
-                row = row_kept(keep, prompt, answers, settings.k, policy.name, str(name))
-                written.write(out, json_line(row_of(row)))
+    rows = write_rows(out, zip(prompts, kept, strict=True), keep, settings.k, policy.name, str(name))
     shutil.rmtree(work)
     return Account(
         policy=policy.name,
         reward=name,
         file=str(out),
-        rows=sum(map(bool, kept)),
+        rows=rows,
         prompts=len(prompts),
         repeated=repeated,
         answers=sum(map(len, drawn)),
@@ -218,13 +214,34 @@ def chosen(keep: Keep, answers: Sequence[Answer]) -> list[Answer]:
     return said if len(said) > 1 else []
 
 
-def row_kept(keep: Keep, prompt: Prompt, kept: Sequence[Answer], of: int, policy: str | None, reward: str) -> Record:
-    """The row of a prompt with those of its answers that were `chosen`.
+def write_rows(
+    out: Path,
+    kept: Iterable[tuple[Prompt, Sequence[Answer]]],
+    keep: Keep,
+    of: int,
+    policy: str | None,
+    reward: str,
+) -> int:
+    """Writes a row for each prompt of whose answers some were `chosen`; returns how many.
 
     Args:
-        of: how many were drawn.
+        of: how many answers to a prompt were drawn.
         policy: who gave them, where it was one.
+        reward: who scored them.
+
+    Raises:
+        DataError: the file cannot be written.
     """
+    rows = 0
+    with Files([out]) as written:
+        for prompt, answers in kept:
+            if answers:
+                written.write(out, json_line(row_of(_row(keep, prompt, answers, of, policy, reward))))
+                rows += 1
+    return rows
+
+
+def _row(keep: Keep, prompt: Prompt, kept: Sequence[Answer], of: int, policy: str | None, reward: str) -> Record:
     if keep == "all":
         return prompt_row(prompt, kept, policy)
     if keep == "ranked":
