@@ -273,7 +273,8 @@ def jobs(draw):
         candidates = tuple(Candidate(text, draw(st.booleans()), draw(sources)) for text in texts)
         tasks.append(Task(kind, prompt, candidates, carried))
     answers = []
-    for task in {task.id: task for task in tasks}.values():
+    first = {task.id: task for task in reversed(tasks)}  # of tasks that ask the same the first is the one that is kept
+    for task in first.values():
         for name in draw(st.sets(st.sampled_from(["anna", "ben", "cleo"]), min_size=1)):
             order = draw(st.permutations(range(len(task.candidates))))
             answers.append((name, task, draw(reply_of(task)), order))
