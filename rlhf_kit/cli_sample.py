@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_kit.cli_gather import CHOSEN, KINDS, NAMES, gather_answers, keep_of, server_of
+from rlhf_kit.cli_gather import CHOSEN, gather_answers, server_of
 from rlhf_kit.cli_shared import Command, add_vllm_options, bars, count, temperature, times, vllm_url
 from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.process import prepare_torch
 
 if TYPE_CHECKING:
+    from rlhf_kit.gathering import Comparison
     from rlhf_kit.measures import Estimate
-    from rlhf_kit.sampling import Account, Comparison, Policy, Settings
 
 __all__ = ["add_sample"]
 
@@ -28,8 +28,8 @@ def add_sample(command: Command) -> None:
         "places",
         metavar="[LABEL=]RUN",
         nargs="+",
-        help="the output_dir of a run, or one of its stages; several answer with --policy or where further ones are "
-        "named (runs, adapters, models, Hub ids), and each text comes once",
+        help="who answers: the output_dir of a run, one of its stages, an adapter, a model or a Hub id; a text that "
+        "several give comes once",
     )
     parser.add_argument(
         "--prompts", metavar="FILE", required=True, help="prompts, or demonstrations or rankings for their prompts"
@@ -104,108 +104,48 @@ def _sample(arguments: argparse.Namespace) -> int:
     if arguments.choose and not arguments.checkpoints:
         raise RlhfKitError("sample: --choose goes with --checkpoints")
     vllm_url(arguments.vllm, arguments.vllm_adapters)
-    low, high = arguments.k or (None, None)
-    several = len(arguments.places) > 1 or len(arguments.policy) > 1 or len(arguments.rewards) > 1
-    if several or low != high or arguments.select or arguments.take:
-        if arguments.checkpoints:
-            raise RlhfKitError("sample: --checkpoints compares those of one run by one reward model and K answers each")
-        prepare_torch()
-        return gather_answers(arguments)
-    run = Path(arguments.places[0])
-    if not run.is_dir():
-        raise CheckpointError(f"{run}: no such directory; name the output_dir of a run")
     prepare_torch()
-    from rlhf_kit.sampling import find_policy, settings_of
-
-    wanted = "sft" if arguments.checkpoints and not arguments.policy else next(iter(arguments.policy), None)
-    policy = find_policy(run, wanted)
-    settings = settings_of(policy.recipe, k=high, **{name: getattr(arguments, name) for name in CHOSEN})
-    if arguments.checkpoints:
-        return _checkpoints(arguments, policy, settings)
-    from rlhf_kit.sampling import judge_at, sample_file
-
-    reward = next(iter(arguments.rewards), None)
-    keep = keep_of(arguments)
-    judge = judge_at(reward or policy.run) if keep != "all" or reward else None
-    out = arguments.out or policy.run / f"{NAMES[keep]}.{_place(policy)}.jsonl"
-    with bars() as progress:
-        account = sample_file(
-            policy,
-            arguments.prompts,
-            out,
-            settings,
-            keep=keep,
-            judge=judge,
-            server=server_of(arguments, policy.recipe.ppo.rollout),
-            progress=progress,
-        )
-    if arguments.style == "json":
-        print(json.dumps(account.to_json(), ensure_ascii=False))
-    else:
-        _print_account(account, keep)
-    return 0
+    return _checkpoints(arguments) if arguments.checkpoints else gather_answers(arguments)
 
 
-def _place(policy: Policy) -> str:
-    return policy.name if policy.directory is None else policy.directory.absolute().name
+def _checkpoints(arguments: argparse.Namespace) -> int:
+    low, high = arguments.k or (None, None)
+    if len(arguments.places) > 1 or len(arguments.rewards) > 1 or low != high or arguments.select or arguments.take:
+        raise RlhfKitError("sample: --checkpoints compares those of one run by one reward model and K answers each")
+    from rlhf_kit.checkpoint import read_manifest, recipe_of
+    from rlhf_kit.evaluation.policies import answering
+    from rlhf_kit.gathering import candidates, choose, judge_checkpoints
+    from rlhf_kit.sampling import judge_at, settings_of
 
-
-def _checkpoints(arguments: argparse.Namespace, policy: Policy, settings: Settings) -> int:
-    from rlhf_kit.sampling import candidates, choose, judge_at, judge_checkpoints
-
-    judge = judge_at(next(iter(arguments.rewards), policy.run))
-    out = arguments.out or policy.run / f"{_place(policy)}.checkpoints.json"
+    (policy,) = answering(arguments.places, arguments.policy or ("sft",))
+    stage, run = policy.adapter, policy.run
+    if stage is None or run is None or policy.stage != "sft":
+        raise CheckpointError(f"{arguments.places[0]}: checkpoints are those of the SFT stage, not of {policy.name}")
+    recipe = recipe_of(read_manifest(stage), stage)
+    judge = judge_at(next(iter(arguments.rewards), run))
+    out = arguments.out or run / f"{stage.name}.checkpoints.json"
     with bars() as progress:
         compared = judge_checkpoints(
             policy,
             arguments.prompts,
             out,
-            settings,
+            settings_of(recipe, k=high, **{name: getattr(arguments, name) for name in CHOSEN}),
             judge,
             progress,
-            server=server_of(arguments, policy.recipe.ppo.rollout),
+            server=server_of(arguments, recipe.ppo.rollout),
         )
     chosen, line = None, f"wrote {out}"
-    if arguments.choose and policy.directory is not None:
-        best = next(candidate for candidate in candidates(policy.directory) if candidate.name == compared.best)
-        choose(policy.directory, best, compared)
+    if arguments.choose:
+        best = next(candidate for candidate in candidates(stage) if candidate.name == compared.best)
+        choose(stage, best, compared)
         chosen = best.name
         after = "was that already" if best.current else "is that now; what starts from it runs again with rlhf-kit run"
-        line += f"\n{policy.directory} {after}"
+        line += f"\n{stage} {after}"
     if arguments.style == "json":
         print(json.dumps({**compared.to_json(), "chosen": chosen, "file": str(out)}, ensure_ascii=False))
     else:
         _print_comparison(compared, line)
     return 0
-
-
-def _print_account(account: Account, keep: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(justify="right")
-    table.add_column()
-    table.add_row(f"{account.prompts:,}", "prompts")
-    if account.repeated:
-        table.add_row(f"{account.repeated:,}", "rows with a prompt that stood before; it was asked once")
-    table.add_row(f"{account.answers:,}", f"answers by {account.policy}")
-    table.add_row(f"{account.distinct:,}", "that differ from the others to their prompt")
-    table.add_row(f"{account.eos_rate:.1%}", "ended by themselves")
-    table.add_row(f"{account.tokens:.1f}", "tokens on average")
-    if account.score is not None:
-        table.add_row(f"{account.score:.3f}", f"mean score by {account.reward}")
-    if account.kept_score is not None and keep == "best":
-        table.add_row(f"{account.kept_score:.3f}", "mean score of the best ones")
-    if account.left_out:
-        need = "an answer that is not blank" if keep == "best" else "two answers that differ and are not blank"
-        table.add_row(f"{account.left_out:,}", f"prompts left out: none had {need}")
-    if account.unended:
-        table.add_row(f"{account.unended:,}", "best answers that were cut off: none of their prompt ended")
-    table.add_row(f"{account.rows:,}", f"{KINDS[keep]} out")
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(table)
-    console.print(f"wrote {account.file}")
 
 
 def _print_comparison(compared: Comparison, end: str) -> None:

@@ -72,7 +72,7 @@ def account_of(capsys, *words):
 
 def test_all_answers_of_the_last_policy_without_a_reward_model(run, prompts, capsys, asked):
     account = account_of(capsys, run, "--prompts", prompts, *FEW)
-    assert account["file"] == str(run / "answers.ppo.jsonl") and account["policy"] == "ppo"
+    assert account["file"] == str(run / "answers.ppo.jsonl") and set(account["kept"]) == {"ppo"}
     assert (account["rows"], account["answers"], account["score"]) == (6, 18, None)
     assert len(files.load(account["file"], "prompt")) == 6 and asked == []
 
@@ -93,7 +93,7 @@ def test_the_best_by_the_runs_own_reward_model(run, prompts, capsys, asked, tmp_
     account = account_of(capsys, run, *words, "--out", out)
     assert asked == [str(run / "reward")]
     rows = files.load(str(out), "demonstration")
-    assert len(rows) == account["rows"] and account["policy"] == "base"
+    assert len(rows) == account["rows"] and set(account["kept"]) == {"base"}
     assert all(row.meta["score"] == pytest.approx(oracle(row.completion), abs=1e-6) for row in rows)
     account = account_of(capsys, run / "sft", *words[:-3], "--best-of")
     assert account["file"] == str(run / "best.sft.jsonl"), "a stage's own policy, written into its run"

@@ -26,7 +26,7 @@ from rlhf_kit.evaluation.policies import answering
 from rlhf_kit.gathering import Wish, disagreement, gather, uncertainty
 from rlhf_kit.gathering.selection import most
 from rlhf_kit.sampling import Answer, Judge, Settings, distinct
-from rlhf_kit.sampling.policy import read_prompts
+from rlhf_kit.sampling.prompts import read_prompts
 
 LN2 = math.log(2)
 
@@ -165,9 +165,9 @@ def test_the_most_uncertain_prompts_are_taken(run, prompts, tmp_path):
     values = []
     for row in rows_of(tmp_path / "all.jsonl"):
         responses = row["meta"]["responses"]
-        scores = [0.5 * oracle(r["text"]) for r in responses]
-        assert [r["score"] for r in responses] == pytest.approx(scores, abs=1e-6), "as log-odds"
-        values.append(uncertainty(np.array([scores])))
+        scores = [oracle(r["text"]) for r in responses]
+        assert [r["score"] for r in responses] == pytest.approx(scores, abs=1e-6), "as the model says them"
+        values.append(uncertainty(0.5 * np.array([scores])))
     kept = [row["prompt"] for row in rows_of(tmp_path / "two.jsonl")]
     assert kept == [QUESTIONS[i] for i in sorted(sorted(range(6), key=lambda i: -values[i])[:2])]
     assert found.not_taken == 4 and found.value is not None and found.value[0] > found.value[1]
@@ -196,6 +196,7 @@ def test_several_reward_models_rank_by_their_mean(run, prompts, tmp_path):
         ({"select": "disagreement", "take": 2, "judges": (Judge("one", None, Letters),)}, "needed: 2, named: 1"),
         ({"select": "uncertainty", "judges": (Judge("one", None, Letters),)}, "say how many with --take"),
         ({"keep": "ranked"}, "reward models needed: 1"),
+        ({"keep": "best"}, "reward models needed: 1"),
     ],
 )
 def test_what_cannot_be_is_said(run, prompts, changes, words):

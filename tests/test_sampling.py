@@ -1,6 +1,7 @@
 """Answers to prompts: who answers, what is drawn, what a reward model that counts letters makes of it."""
 
 import json
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,15 @@ from rlhf_kit import files, sampling
 from rlhf_kit.checkpoint import Manifest, finish, read_manifest, work_directory
 from rlhf_kit.data import Encoder
 from rlhf_kit.errors import CheckpointError, DataError, ModelError, RlhfKitError
+from rlhf_kit.evaluation.choosing import home
+from rlhf_kit.evaluation.policies import answering
+from rlhf_kit.gathering import Wish, candidates, choose, compare, gather, judge_checkpoints
+from rlhf_kit.gathering.checkpoints import FINAL
 from rlhf_kit.models import Backbone, load_backbone, lora_config
 from rlhf_kit.recipe import Recipe
 from rlhf_kit.records import Demonstration, Prompt, Ranking
-from rlhf_kit.sampling import Answer, Judge, Settings, best_of, distinct, sample_answers, sample_file, score_answers
-from rlhf_kit.sampling.checkpoints import FINAL, candidates, choose, compare, judge_checkpoints
-from rlhf_kit.sampling.drawing import seed_of
+from rlhf_kit.sampling import Answer, Judge, Settings, best_of, distinct, read_prompts, score_answers
+from rlhf_kit.sampling.drawing import draw_chunk, seed_of, silent
 
 QUESTIONS = ["Why is the sky blue?", "Say hello.", "Name three colours.", "Count to five.", "Tell me a story.", "Hi."]
 FEW = Settings(k=4, temperature=1.0, max_new_tokens=6, seed=3, batch_size=8)
@@ -114,31 +118,35 @@ def rows_of(path):
 # ---------------------------------------------------------------- who answers, and what
 
 
+def policy_of(run, *stages):
+    (policy,) = answering([str(run)], stages)
+    return policy
+
+
 def test_the_last_policy_answers_if_none_is_named(run):
-    assert sampling.find_policy(run).directory == run / "ppo"
-    assert sampling.find_policy(run, "sft").directory == run / "sft"
-    base = sampling.find_policy(run, "base")
-    assert (base.name, base.directory, base.hashes) == ("base", None, {})
-    assert [sampling.find_policy(run, name).recipe.seed for name in ("base", "sft", "ppo")] == [7, 0, 7]
-    alone = sampling.find_policy(run / "sft")
-    assert (alone.name, alone.directory, alone.run) == ("sft", run / "sft", run)
-    assert sampling.find_policy(run / "sft", "base").directory is None
+    assert policy_of(run).adapter == run / "ppo"
+    assert policy_of(run, "sft").adapter == run / "sft"
+    base = policy_of(run, "base")
+    assert (base.name, base.adapter, base.run) == ("base", None, run)
+    alone = policy_of(run / "sft")
+    assert (alone.name, alone.adapter, alone.run) == ("sft", run / "sft", run)
 
 
 def test_a_policy_that_is_not_there(run, recipe, tmp_path):
-    with pytest.raises(CheckpointError, match="no finished stage in it"):
-        sampling.find_policy(tmp_path)
-    with pytest.raises(CheckpointError, match="has no finished ppo stage; there are base, sft"):
-        sampling.find_policy(run / "sft", "ppo")
+    with pytest.raises(RlhfKitError, match="neither a run, nor a stage, nor an adapter, nor a model"):
+        policy_of(tmp_path)
+    with pytest.raises(CheckpointError, match="no policy of the stage ppo"):
+        policy_of(run / "sft", "ppo")
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward" / "manifest.json").write_text((run / "sft" / "manifest.json").read_text())
     (tmp_path / "reward" / "adapter_model.safetensors").write_bytes(
         (run / "sft" / "adapter_model.safetensors").read_bytes()
     )
-    assert sampling.find_policy(tmp_path).name == "base", "a run with a reward model alone still has its base"
+    assert policy_of(tmp_path).name == "base", "a run with a reward model alone still has its base"
+    assert home([str(tmp_path)]) == tmp_path
     (tmp_path / "reward" / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="changed since"):
-        sampling.find_policy(tmp_path)
+    with pytest.raises(RlhfKitError, match="changed since"):
+        policy_of(tmp_path)
 
 
 def test_the_prompts_of_every_kind_of_file_once(tmp_path):
@@ -171,9 +179,15 @@ def test_every_bad_prompt_is_named(tmp_path):
 # ---------------------------------------------------------------- drawing
 
 
-def draw(backbone, settings=FEW, questions=QUESTIONS, **options):
+def draw(backbone, settings=FEW, questions=QUESTIONS, role=None):
     encoder = Encoder(backbone.tokenizer, max_prompt_length=64)
-    return sample_answers(backbone, encoder, questions, settings, **options)
+    ids, size, rows = [encoder.prompt(question) for question in questions], settings.prompts_of_a_chunk, []
+    for chunk, start in enumerate(range(0, len(ids), size)):
+        with backbone.role(role):
+            drawn = draw_chunk(backbone, ids[start : start + size], settings, chunk)
+        said = [Answer(encoder.text(a), a[-1] == encoder.tokenizer.eos_token_id, len(a)) for a in drawn]
+        rows += [said[at : at + settings.k] for at in range(0, len(said), settings.k)]
+    return rows
 
 
 def test_k_answers_of_the_role_that_is_asked_for():
@@ -215,21 +229,6 @@ def test_a_chunk_depends_on_no_other():
     assert whole[:2] == changed[:2] and whole[4:] == changed[4:] and whole[2:4] != changed[2:4]
     twice = draw(backbone, questions=[*QUESTIONS[:2], *QUESTIONS[:2]])
     assert twice[:2] != twice[2:], "each chunk has randomness of its own"
-
-
-def test_kept_chunks_are_not_drawn_again(tmp_path):
-    backbone, told = tiny_backbone("sft"), []
-    whole = draw(backbone)
-    first = draw(backbone, questions=QUESTIONS[:4], kept=tmp_path, name="sft")
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["sft.00000.json", "sft.00001.json"]
-    passes = []
-    backbone.decoder.register_forward_pre_hook(lambda *_: passes.append(1))
-    assert draw(backbone, questions=QUESTIONS[:4], kept=tmp_path, name="sft") == first and not passes
-    assert (
-        draw(backbone, kept=tmp_path, name="sft", progress=lambda *step: told.append(step)) == whole
-        and 0 < len(passes) <= 6
-    )
-    assert sum(done for _, done, _ in told) == 24 and {(what, total) for what, _, total in told} == {("sft", 24)}
 
 
 def test_settings_that_cannot_be():
@@ -322,54 +321,67 @@ def test_a_score_that_is_no_number_stops_it():
 # ---------------------------------------------------------------- files
 
 
-def test_all_answers_stand_in_prompt_rows(run, prompts, tmp_path):
+def sample(policy, source, out, settings, *, keep="all", judge=None, progress=silent):
+    judges = () if judge is None else (judge,)
+    return gather(Wish((policy,), read_prompts(source)[0], settings, keep=keep, judges=judges), out, progress=progress)
+
+
+def drawn_by(adapter, recipe):
+    """What an adapter says to the questions, drawn by hand."""
+    backbone = load_backbone(recipe.model)
+    backbone.load_adapter("one", adapter)
+    return draw(backbone, role="one")
+
+
+def test_all_answers_stand_in_prompt_rows(run, recipe, prompts, tmp_path):
     out = tmp_path / "out.jsonl"
-    account = sample_file(sampling.find_policy(run), prompts, out, FEW)
+    account = sample(policy_of(run), prompts, out, FEW)
     rows = files.load(str(out), "prompt")
     assert files.guess_kind(str(out)) == "prompt"
     assert [row.prompt for row in rows] == QUESTIONS and [row.id for row in rows] == [f"q{i}" for i in range(6)]
-    for row in rows:
+    said = drawn_by(run / "ppo", recipe)
+    for row, answers in zip(rows, said, strict=True):
         responses = row.meta["responses"]
-        assert row.meta["policy"] == "ppo"
-        assert sum(r["count"] for r in responses) == 4
-        assert len({r["text"] for r in responses}) == len(responses)
-        assert all(set(r) == {"text", "ended", "tokens", "count"} for r in responses)
-    every = [r for row in rows for r in row.meta["responses"]]
-    assert account.rows == account.prompts == 6 and account.answers == 24 and account.distinct == len(every)
-    assert account.eos_rate == pytest.approx(sum(r["count"] * r["ended"] for r in every) / 24)
+        assert all(set(r) == {"text", "ended", "tokens", "count", "source"} for r in responses)
+        assert {r["source"] for r in responses} == {"ppo"}
+        counted = Counter(a.text for a in answers if a.text.strip())
+        assert [(r["text"], r["count"]) for r in responses] == list(counted.items())
+    flat = [answer for answers in said for answer in answers]
+    assert account.rows == account.prompts == 6 and account.answers == 24
+    assert account.distinct == sum(len(row.meta["responses"]) for row in rows)
+    assert account.eos_rate == pytest.approx(sum(a.ended for a in flat) / 24)
+    assert account.tokens == pytest.approx(sum(a.tokens for a in flat) / 24)
     assert account.score is account.kept_score is account.reward is None
     assert not work_directory(out).exists()
 
 
-def test_the_best_answers_are_demonstrations(run, prompts, tmp_path):
-    policy = sampling.find_policy(run, "sft")
-    everything = sample_file(policy, prompts, tmp_path / "all.jsonl", FEW, judge=JUDGE)
-    account = sample_file(policy, prompts, tmp_path / "best.jsonl", FEW, keep="best", judge=JUDGE)
-    drawn = {row["prompt"]: row["meta"]["responses"] for row in rows_of(tmp_path / "all.jsonl")}
+def test_the_best_answers_are_demonstrations(run, recipe, prompts, tmp_path):
+    account = sample(policy_of(run, "sft"), prompts, tmp_path / "best.jsonl", FEW, keep="best", judge=JUDGE)
+    drawn = dict(zip(QUESTIONS, drawn_by(run / "sft", recipe), strict=True))
     best = files.load(str(tmp_path / "best.jsonl"), "demonstration")
     assert all(type(row) is Demonstration for row in best)
     unended, scores = 0, []
     for row in best:
-        said = [r for r in drawn[row.prompt] if r["text"].strip()]
-        pool = [r for r in said if r["ended"]] or said
-        top = max(oracle(r["text"]) for r in pool)
+        said = [a for a in drawn[row.prompt] if a.text.strip()]
+        pool = [a for a in said if a.ended] or said
+        top = max(oracle(a.text) for a in pool)
         assert oracle(row.completion) == pytest.approx(top) == pytest.approx(row.meta["score"], abs=1e-6)
         assert row.meta["of"] == 4 and (row.meta["policy"], row.meta["reward"]) == ("sft", "letters")
-        assert row.meta["ended"] == any(r["ended"] for r in said)
+        assert row.meta["ended"] == any(a.ended for a in said)
         unended += not row.meta["ended"]
         scores.append(top)
-    missing = [q for q, said in drawn.items() if not any(r["text"].strip() for r in said)]
+    missing = [q for q, said in drawn.items() if not any(a.text.strip() for a in said)]
     assert account.rows == len(best) and account.left_out == len(missing) == len(QUESTIONS) - len(best)
-    assert account.unended == unended
+    assert account.unended == unended and account.reward == "letters"
     assert account.kept_score == pytest.approx(sum(scores) / len(scores), abs=1e-6)
-    mean = sum(r["count"] * oracle(r["text"]) for said in drawn.values() for r in said) / 24
-    assert account.score == pytest.approx(mean, abs=1e-6) == pytest.approx(everything.score)
+    flat = [oracle(a.text) for said in drawn.values() for a in said if a.text.strip()]
+    assert account.score == pytest.approx(sum(flat) / len(flat), abs=1e-6)
     assert account.kept_score > account.score
 
 
 def test_ranked_answers_are_rankings(run, prompts, tmp_path):
     out = tmp_path / "ranked.jsonl"
-    account = sample_file(sampling.find_policy(run), prompts, out, FEW, keep="ranked", judge=JUDGE)
+    account = sample(policy_of(run), prompts, out, FEW, keep="ranked", judge=JUDGE)
     rows = files.load(str(out), "ranking")
     assert rows and account.rows == len(rows) and account.rows + account.left_out == 6
     for row in rows:
@@ -382,18 +394,16 @@ def test_ranked_answers_are_rankings(run, prompts, tmp_path):
 
 
 def test_blank_and_unended_answers_are_counted(run, tmp_path, monkeypatch):
-    said = iter(
-        [[Answer("", True, 1)] * 2, [Answer("eee", False, 6), Answer("e", False, 6)], [Answer("e", True, 2)] * 2]
-    )
-    monkeypatch.setattr("rlhf_kit.sampling.writing.sample_answers", lambda *_, **__: list(said))
+    said = [[Answer("", True, 1)] * 2, [Answer("eee", False, 6), Answer("e", False, 6)], [Answer("e", True, 2)] * 2]
+    monkeypatch.setattr(sys.modules["rlhf_kit.gathering.gather"], "answers_of", lambda *_, **__: [said])
     source = write(tmp_path / "p.jsonl", [{"prompt": q} for q in QUESTIONS[:3]])
-    settings, policy = Settings(2, 1.0, 6, 0), sampling.find_policy(run)
-    account = sample_file(policy, source, tmp_path / "o.jsonl", settings, keep="best", judge=JUDGE)
+    settings, policy = Settings(2, 1.0, 6, 0), policy_of(run)
+    account = sample(policy, source, tmp_path / "o.jsonl", settings, keep="best", judge=JUDGE)
     assert (account.rows, account.left_out, account.unended) == (2, 1, 1)
-    assert (account.answers, account.distinct, account.eos_rate) == (6, 4, pytest.approx(4 / 6))
+    assert (account.answers, account.distinct, account.eos_rate) == (6, 3, pytest.approx(4 / 6))
     assert [row["completion"] for row in rows_of(tmp_path / "o.jsonl")] == ["eee", "e"]
     assert account.kept_score == pytest.approx((2.7 + 0.9) / 2, abs=1e-6)
-    assert account.score == pytest.approx((0 + 0 + 2.7 + 0.9 + 0.9 + 0.9) / 6, abs=1e-6)
+    assert account.score == pytest.approx((2.7 + 0.9 + 0.9 + 0.9) / 4, abs=1e-6), "what is blank counts for nothing"
 
 
 def test_ties_share_a_rank(run, tmp_path):
@@ -402,7 +412,6 @@ def test_ties_share_a_rank(run, tmp_path):
     row = ranking_row(
         Prompt(prompt="Why?", user_id="u", meta={"batch": 3}, labeler="anna"),
         [answer("a", 1.0), answer("b", 2.5, ended=False), answer("c", 1.0), answer("d", -1.0)],
-        "sft",
         "rm",
     )
     assert [(r.rank, r.ended) for r in row.responses] == [(2, True), (1, False), (2, True), (3, True)]
@@ -410,10 +419,10 @@ def test_ties_share_a_rank(run, tmp_path):
 
 
 def test_the_same_command_twice_gives_the_same_bytes_also_when_interrupted(run, prompts, tmp_path, monkeypatch):
-    policy, out, again = sampling.find_policy(run), tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    sample_file(policy, prompts, out, FEW, keep="best", judge=JUDGE)
+    policy, out, again = policy_of(run), tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    sample(policy, prompts, out, FEW, keep="best", judge=JUDGE)
     whole = out.read_bytes()
-    sample_file(policy, prompts, out, FEW, keep="best", judge=JUDGE)
+    sample(policy, prompts, out, FEW, keep="best", judge=JUDGE)
     assert out.read_bytes() == whole
 
     def stop_after(count):
@@ -428,28 +437,28 @@ def test_the_same_command_twice_gives_the_same_bytes_also_when_interrupted(run, 
     # After one chunk, after two, and when all are drawn but not all scored.
     for answers in (8, 16, 25):
         with pytest.raises(KeyboardInterrupt):
-            sample_file(policy, prompts, again, FEW, keep="best", judge=JUDGE, progress=stop_after(answers))
+            sample(policy, prompts, again, FEW, keep="best", judge=JUDGE, progress=stop_after(answers))
         assert not again.exists() and work_directory(again).is_dir()
     drawn = []
     plain = sampling.drawing.sample_in_batches
     monkeypatch.setattr(
         "rlhf_kit.sampling.drawing.sample_in_batches", lambda *a, **k: drawn.append(1) or plain(*a, **k)
     )
-    sample_file(policy, prompts, again, FEW, keep="best", judge=JUDGE)
+    sample(policy, prompts, again, FEW, keep="best", judge=JUDGE)
     assert again.read_bytes() == whole and not drawn, "everything was drawn before"
     assert not work_directory(again).exists()
 
 
 def test_a_changed_setting_starts_anew(run, prompts, tmp_path, monkeypatch):
-    policy, out = sampling.find_policy(run), tmp_path / "out.jsonl"
+    policy, out = policy_of(run), tmp_path / "out.jsonl"
 
     def interrupted():
         def progress(what, done, total):
-            if what != policy.name:
+            if what == "scores":
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            sample_file(policy, prompts, out, FEW, keep="best", judge=JUDGE, progress=progress)
+            sample(policy, prompts, out, FEW, keep="best", judge=JUDGE, progress=progress)
 
     drawn = []
     plain = sampling.drawing.sample_in_batches
@@ -462,37 +471,34 @@ def test_a_changed_setting_starts_anew(run, prompts, tmp_path, monkeypatch):
         (policy, prompts, Settings(**{**vars(FEW), "temperature": 0.9}), JUDGE, 3),
         (policy, prompts, Settings(**{**vars(FEW), "k": 3}), JUDGE, 3),
         (policy, longer, FEW, JUDGE, 4),
-        (sampling.find_policy(run, "sft"), prompts, FEW, JUDGE, 3),
-        (replace(policy, hashes={"adapter_model.safetensors": "ab12"}), prompts, FEW, JUDGE, 3),
+        (policy_of(run, "sft"), prompts, FEW, JUDGE, 3),
+        (replace(policy, max_prompt_length=policy.max_prompt_length - 1), prompts, FEW, JUDGE, 3),
         (policy, prompts, FEW, Judge("letters", {"head": "ab12"}, Letters), 3),
         (policy, prompts, FEW, JUDGE, 0),
     ]
     for who, source, settings, judge, chunks in changes:
         interrupted()
         drawn.clear()
-        sample_file(who, source, out, settings, keep="best", judge=judge)
+        sample(who, source, out, settings, keep="best", judge=judge)
         assert len(drawn) == chunks
 
 
 def test_what_cannot_be_asked(run, prompts, tmp_path):
-    policy = sampling.find_policy(run)
-    with pytest.raises(RlhfKitError, match="need a reward model"):
-        sample_file(policy, prompts, tmp_path / "o.jsonl", FEW, keep="best")
+    policy = policy_of(run)
+    with pytest.raises(RlhfKitError, match="reward models needed: 1"):
+        sample(policy, prompts, tmp_path / "o.jsonl", FEW, keep="best")
     for k in (1, 65):
         with pytest.raises(RlhfKitError, match="2 to 64 answers"):
-            sample_file(policy, prompts, tmp_path / "o.jsonl", Settings(k, 1.0, 4, 0), keep="ranked", judge=JUDGE)
-    with pytest.raises(DataError, match="is read from"):
-        sample_file(policy, prompts, Path(prompts), FEW)
+            sample(policy, prompts, tmp_path / "o.jsonl", Settings(k, 1.0, 4, 0), keep="ranked", judge=JUDGE)
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
 
 
 def test_several_processes_are_refused(run, prompts, tmp_path, monkeypatch):
     state = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
-    monkeypatch.setattr("rlhf_kit.sampling.policy.PartialState", lambda **_: state)
-    policy = sampling.find_policy(run, "sft")
+    monkeypatch.setattr("rlhf_kit.sampling.drawing.PartialState", lambda **_: state)
+    policy = policy_of(run, "sft")
     for launched in (
-        lambda: sampling.load_policy(policy),
-        lambda: sample_file(policy, prompts, tmp_path / "o.jsonl", FEW),
+        lambda: sample(policy, prompts, tmp_path / "o.jsonl", FEW),
         lambda: judge_checkpoints(policy, prompts, tmp_path / "o.json", FEW, JUDGE),
     ):
         with pytest.raises(RlhfKitError, match="launched on 2 processes"):
@@ -573,19 +579,15 @@ class Favourite(Letters):
 
 
 @pytest.fixture
-def favourite(trained, prompts, tmp_path):
+def favourite(trained, recipe):
     """A judge that likes what checkpoint-16 says."""
-    policy = sampling.find_policy(trained, "sft")
-    backbone, encoder = sampling.load_policy(policy)
-    backbone.reload_adapter("sft", trained / "sft" / "checkpoints" / "checkpoint-16")
-    Favourite.said = Counter(
-        {a.text: 1 for row in sample_answers(backbone, encoder, QUESTIONS, FEW, role="sft") for a in row if a.text}
-    )
+    said = drawn_by(trained / "sft" / "checkpoints" / "checkpoint-16", recipe)
+    Favourite.said = Counter({a.text: 1 for row in said for a in row if a.text})
     return Judge("favourite", None, Favourite)
 
 
 def judged(trained, prompts, judge, **options):
-    policy = sampling.find_policy(trained, "sft")
+    policy = policy_of(trained, "sft")
     return judge_checkpoints(policy, prompts, trained / "compared.json", FEW, judge, **options)
 
 
@@ -601,7 +603,7 @@ def test_the_best_checkpoint_is_found(trained, prompts, favourite):
 
 def test_what_was_compared_is_not_drawn_again(trained, prompts, favourite, monkeypatch):
     def stop(what, done, total):
-        if what == "checkpoint-32":
+        if what == "checkpoint-32 answers":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -663,4 +665,4 @@ def test_the_chosen_one_becomes_the_stage_and_nothing_is_lost(trained, prompts, 
 
 def test_other_policies_have_no_checkpoints(run, prompts, tmp_path):
     with pytest.raises(CheckpointError, match="those of the SFT stage"):
-        judge_checkpoints(sampling.find_policy(run), prompts, tmp_path / "o.json", FEW, JUDGE)
+        judge_checkpoints(policy_of(run), prompts, tmp_path / "o.json", FEW, JUDGE)

@@ -19,7 +19,6 @@ from rlhf_kit.evaluation import answering
 from rlhf_kit.evaluation.answering import answer, crews
 from rlhf_kit.evaluation.policies import named
 from rlhf_kit.records import Prompt
-from rlhf_kit.sampling import policy as sampling_policy
 from rlhf_kit.sampling import server_at
 from rlhf_kit.sampling.drawing import Settings
 
@@ -69,7 +68,7 @@ def test_the_likeliest_answers_are_those_that_are_drawn_here_and_no_base_is_load
 ) -> None:
     common = ("sample", str(run), "--prompts", str(prompts), "--policy", who, *TYPED)
     assert main([*common, "--out", str(tmp_path / "here.jsonl")]) == 0
-    monkeypatch.setattr(sampling_policy, "load_backbone", forbidden)
+    monkeypatch.setattr(answering, "load_backbone", forbidden)
     assert main([*common, "--out", str(tmp_path / "there.jsonl"), "--vllm", double.url]) == 0
     assert rows_of(tmp_path / "there.jsonl") == rows_of(tmp_path / "here.jsonl")
     assert len(double.completions) >= len(PROMPTS) and not double.adapters, "what was loaded is taken away again"
@@ -104,7 +103,7 @@ def test_checkpoints_are_compared_by_what_the_server_draws_with_each(
         write_adapter(run / "sft" / "checkpoints" / f"checkpoint-{step}" / "sft", place / "base", seed, r=4)
     words = ["sample", str(run), "--checkpoints", "--prompts", str(prompts), *TYPED, "--out"]
     assert main([*words, str(tmp_path / "here.json")]) == 0
-    monkeypatch.setattr(sampling_policy, "load_backbone", forbidden)
+    monkeypatch.setattr(answering, "load_backbone", forbidden)
     assert main([*words, str(tmp_path / "there.json"), "--vllm", double.url]) == 0
     here, there = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("here", "there"))
     assert there["comparison"] == here["comparison"] and len(here["comparison"]["standings"]) == 2

@@ -27,8 +27,7 @@ from rlhf_kit.recipe import ModelSection
 from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.records import Prompt
 from rlhf_kit.rewards import autocast
-from rlhf_kit.sampling.drawing import Settings, draw_chunk
-from rlhf_kit.sampling.policy import only_process
+from rlhf_kit.sampling.drawing import Settings, draw_chunk, only_process
 from rlhf_kit.sampling.served import Server
 
 __all__ = ["Crew", "Said", "answer", "crews"]

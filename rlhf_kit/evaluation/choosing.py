@@ -20,7 +20,7 @@ from rlhf_kit.evaluation.stage import own_judges
 from rlhf_kit.recipe import Recipe
 from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.sampling.drawing import Settings, settings_of
-from rlhf_kit.sampling.policy import read_prompts
+from rlhf_kit.sampling.prompts import read_prompts
 from rlhf_kit.sampling.served import server_at
 
 __all__ = ["Options", "home", "plain_settings", "wish_for"]
@@ -99,7 +99,7 @@ def home(places: Sequence[str]) -> Path | None:
     """The directory of the first run among the places, whose prompts, settings and judges are taken."""
     for place in places:
         run = Path(place) if Path(place).exists() else Path(place.partition("=")[2])
-        if run.name and any((run / stage / MANIFEST).is_file() for stage in (SFT, PPO)):
+        if run.name and any((run / stage / MANIFEST).is_file() for stage in (SFT, REWARD, PPO)):
             return run
         if (run / MANIFEST).is_file() and read_manifest(run).stage in (SFT, PPO):
             return run.resolve().parent

@@ -25,6 +25,7 @@ from rlhf_kit.stages.ppo import origin_of
 __all__ = ["BASE", "PPO", "SFT", "Policy", "answering", "hash_of", "last_recipe", "named", "of_run"]
 
 BASE, SFT, PPO = "base", "sft", "ppo"
+REWARD = "reward"  # no policy; a run that has nothing else still has its base
 LABELS = {BASE: "Base", SFT: "SFT", PPO: "PPO"}
 
 
@@ -217,6 +218,8 @@ def _at(place: str, label: str | None, known: Iterable[ModelSection], steps: Col
         found = of_run(recipe, stages, path, steps=steps)
         last = next(policy for policy in reversed(found) if policy.step is None)
         return [_labelled(policy, label, last) for policy in found] if label else found
+    if (path / REWARD / MANIFEST).is_file():
+        return [_labelled(policy, label, policy) if label else policy for policy in of_run(last_recipe(path), {}, path)]
     if (path / MANIFEST).is_file() and (manifest := read_manifest(path)).stage in (SFT, PPO):
         # Beside its siblings, so that the KL is measured from what it was held to.
         siblings = {manifest.stage: path}
@@ -263,14 +266,14 @@ def _with_names_of_their_own(groups: Sequence[Sequence[Policy]]) -> list[Policy]
 
 
 def last_recipe(run: Path) -> Recipe:
-    """That of the last stage of a run that is finished.
+    """That of the last stage of a run that is finished; of the reward stage where nothing else is.
 
     Raises:
         CheckpointError: there is none, or it is of another version.
     """
-    stage = next((run / name for name in (PPO, SFT) if (run / name / MANIFEST).is_file()), None)
+    stage = next((run / name for name in (PPO, SFT, REWARD) if (run / name / MANIFEST).is_file()), None)
     if stage is None:
-        raise CheckpointError(f"{run}: no finished {SFT} or {PPO} stage in it; name the output_dir of a run")
+        raise CheckpointError(f"{run}: no finished stage in it; name the output_dir of a run")
     return recipe_of(read_manifest(stage), stage)
 
 

@@ -1,8 +1,4 @@
-"""Answers of several policies to a file of prompts, put together for labelers: each text once, with who gave it.
-
-Policies draw by `evaluation.answering`: base by base, the same sampling and seeds, kept by content, so that what was
-interrupted goes on and a policy that answers again draws nothing twice.
-"""
+"""Answers of policies to prompts, put together in a file: each text once, with who gave it."""
 
 from __future__ import annotations
 
@@ -19,22 +15,19 @@ import numpy as np
 
 from rlhf_kit.checkpoint import open_work
 from rlhf_kit.errors import RlhfKitError
-from rlhf_kit.evaluation.answering import answer, crews
 from rlhf_kit.evaluation.judges.ledger import key_of
 from rlhf_kit.evaluation.policies import Policy
+from rlhf_kit.gathering.answers import answers_of
 from rlhf_kit.gathering.selection import Floats, Select, disagreement, most, uncertainty
 from rlhf_kit.reasons import NON_BLANK
 from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.records import Prompt, sources_of
-from rlhf_kit.sampling.drawing import Answer, Progress, Settings, silent
+from rlhf_kit.sampling.drawing import Answer, Progress, Settings, only_process, silent
 from rlhf_kit.sampling.judges import Judge
-from rlhf_kit.sampling.policy import only_process
 from rlhf_kit.sampling.scoring import distinct, score_answers
 from rlhf_kit.sampling.writing import MOST_RANKED, Keep, chosen, mean_score, write_rows
 
 __all__ = ["Gathered", "Wish", "gather"]
-
-ANSWERS, ADAPTERS = "answers", "adapters"
 
 
 @dataclass(frozen=True)
@@ -46,8 +39,9 @@ class Wish:
         prompts: each once.
         settings: of the sampling; its `k` is the most answers that a prompt's row holds, of all policies together.
         least: prompts with fewer answers that differ and are not blank are left out.
-        keep: all answers in a prompt's row, ranked ones, or the best, as in `sampling.sample_file`.
-        judges: reward models; the score of an answer is the mean of theirs, as log-odds.
+        keep: all answers in a prompt row's `meta.responses`; ranked ones by their score in a ranking; or the best one
+            as a demonstration.
+        judges: reward models, needed but for `all`; the score of an answer is theirs, of several the mean, as log-odds.
         select: by what prompts are chosen; None takes them by chance.
         take: how many rows are kept; None is all.
         server: a vLLM server of the policies' base, which draws; None draws here.
@@ -64,10 +58,10 @@ class Wish:
     server: RolloutSection | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.settings.k <= MOST_RANKED:
-            raise RlhfKitError(
-                f"sample: --k {self.least}..{self.settings.k}: must go from 1 or more up to {MOST_RANKED} at most"
-            )
+        if self.keep == "ranked" and not 2 <= self.settings.k <= MOST_RANKED:
+            raise RlhfKitError(f"sample: a ranking holds 2 to {MOST_RANKED} answers, not {self.settings.k}")
+        if not 1 <= self.least <= self.settings.k:
+            raise RlhfKitError(f"sample: --k {self.least}..{self.settings.k}: must go from 1 or more upwards")
         needed = max((self.keep != "all") * 1, {None: 0, "uncertainty": 1, "disagreement": 2}[self.select])
         if len(self.judges) < needed:
             what = f"--select {self.select}" if self.select else "ranked and best answers"
@@ -76,6 +70,11 @@ class Wish:
             )
         if self.select and self.take is None:
             raise RlhfKitError("sample: --select chooses some of the prompts; say how many with --take")
+
+    @property
+    def reward(self) -> str | None:
+        """Who scores."""
+        return " + ".join(judge.name for judge in self.judges) or None
 
     @property
     def of_each(self) -> Settings:
@@ -105,11 +104,16 @@ class Gathered:
 
     Attributes:
         answers: drawn in all.
-        distinct: of them, texts that differ from the others to the same prompt.
+        eos_rate: share of them that the model ended itself.
+        tokens: their mean length, EOS included.
+        distinct: of them, texts that are not blank and differ from the others to the same prompt.
         kept: answers in the file, by who gave them; a text that several gave counts for each.
+        unended: best answers that were cut off, since none of their prompt ended.
         left_out: prompts with too few answers that differ and are not blank.
         not_taken: further ones that were not chosen.
-        score: mean of all distinct answers; None without reward models.
+        reward: who scored; None without reward models.
+        score: mean of the answers that are not blank, each as often as it was drawn.
+        kept_score: mean of those that stand in the file.
         value: mean of what prompts were selected by, over those that were taken, and over all.
     """
 
@@ -117,11 +121,16 @@ class Gathered:
     rows: int
     prompts: int
     answers: int
+    eos_rate: float
+    tokens: float
     distinct: int
     kept: dict[str, int]
+    unended: int
     left_out: int
     not_taken: int
+    reward: str | None
     score: float | None
+    kept_score: float | None
     value: tuple[float, float] | None
 
     def to_json(self) -> dict[str, Any]:
@@ -143,49 +152,39 @@ def gather(wish: Wish, out: Path, *, kept: Path | None = None, progress: Progres
     only_process()
     out.parent.mkdir(parents=True, exist_ok=True)
     work = open_work(out, wish.inputs)
-    drawn = _drawn(wish, work if kept is None else kept, progress)
+    where = kept or work
+    drawn = answers_of(wish.policies, wish.prompts, wish.of_each, where, server=wish.server, progress=progress)
     merged = [_merged(drawn, place, wish) for place in range(len(wish.prompts))]
     enough = [place for place, row in enumerate(merged) if len(row) >= wish.least]
     rows = [merged[place] for place in enough]
     scores = _scores(wish, [wish.prompts[place] for place in enough], rows, work, progress)
-    if wish.judges:
-        rows = [
-            [replace(one, score=float(s)) for one, s in zip(row, said.mean(axis=0), strict=True)]
-            for row, said in zip(rows, scores, strict=True)
-        ]
-    values = _values(wish.select, scores)
+    rows = _marked(wish, rows, scores)
+    values = None if wish.select is None else _values(wish.select, _log_odds(wish, scores))
     taken = _taken(wish, values, len(rows))
-    kept_rows = [(wish.prompts[enough[place]], chosen(wish.keep, rows[place])) for place in taken]
-    reward = " + ".join(judge.name for judge in wish.judges)
-    written = write_rows(out, kept_rows, wish.keep, wish.settings.k, None, reward)
+    in_file = [chosen(wish.keep, rows[place]) for place in taken]
+    asked = [wish.prompts[enough[place]] for place in taken]
+    written = write_rows(out, zip(asked, in_file, strict=True), wish.keep, wish.settings.k, wish.reward)
     shutil.rmtree(work)
+    every = [one for said in drawn for row in said for one in row]
+    best = wish.keep == "best"
     return Gathered(
         file=str(out),
         rows=written,
         prompts=len(wish.prompts),
-        answers=sum(len(row) for said in drawn for row in said),
+        answers=len(every),
+        eos_rate=float(np.mean([one.ended for one in every])),
+        tokens=float(np.mean([one.tokens for one in every])),
         distinct=sum(map(len, merged)),
-        kept=dict(Counter(who for _, row in kept_rows for one in row for who in sources_of(one.source))),
+        kept=dict(Counter(who for row in in_file for one in row for who in sources_of(one.source))),
+        unended=sum(not row[0].ended for row in in_file if row) if best else 0,
         left_out=len(merged) - len(enough) + len(taken) - written,
         not_taken=len(rows) - len(taken),
+        reward=wish.reward,
         score=mean_score(rows),
+        # The best one stands there once, however often it was drawn.
+        kept_score=mean_score([[replace(one, count=1) for one in row] for row in in_file] if best else in_file),
         value=None if values is None else (float(np.mean([values[p] for p in taken])), float(np.mean(values))),
     )
-
-
-def _drawn(wish: Wish, kept: Path, progress: Progress) -> list[list[list[Answer]]]:
-    """Of each policy, in their order, its answers to each prompt."""
-    found: dict[str, list[list[Answer]]] = {}
-    total = len(wish.prompts) * wish.of_each.k
-    # A policy as such, whatever stage it is of: what it is held to would be loaded and asked too.
-    others = [replace(policy, stage="other") for policy in wish.policies]
-    for crew in crews(others, wish.server, kept / ADAPTERS):
-        said = answer(
-            crew, wish.prompts, wish.of_each, kept / ANSWERS, lambda who, done: progress(f"{who} answers", done, total)
-        )
-        for who, rows in said.items():
-            found[who] = [[Answer(a.text, a.ended, a.tokens, source=who) for a in row] for row in rows]
-    return [found[policy.name] for policy in wish.policies]
 
 
 def _merged(drawn: Sequence[Sequence[Sequence[Answer]]], place: int, wish: Wish) -> list[Answer]:
@@ -203,7 +202,7 @@ def _merged(drawn: Sequence[Sequence[Sequence[Answer]]], place: int, wish: Wish)
 def _scores(
     wish: Wish, prompts: Sequence[Prompt], rows: Sequence[Sequence[Answer]], work: Path, progress: Progress
 ) -> list[Floats]:
-    """Of each prompt what R reward models say of its K answers, (R, K) log-odds; they are loaded one after another."""
+    """Of each prompt what R reward models say of its K answers, (R, K); they are loaded one after another."""
     said: list[list[list[float]]] = []
     for number, judge in enumerate(wish.judges):
         scored = score_answers(
@@ -214,14 +213,28 @@ def _scores(
             name=f"scores-{number}" if number else "scores",
             progress=progress,
         )
-        times = judge.log_odds()
-        said.append([[times * float(one.score or 0.0) for one in row] for row in scored])
+        said.append([[float(one.score or 0.0) for one in row] for row in scored])
     return [np.array(of_prompt) for of_prompt in zip(*said, strict=True)] if said else [np.empty((0, 0))] * len(rows)
 
 
-def _values(select: Select | None, scores: Sequence[Floats]) -> list[float] | None:
-    if select is None:
-        return None
+def _log_odds(wish: Wish, scores: Sequence[Floats]) -> list[Floats]:
+    """The scores on the scale on which differences are what each model was trained to say."""
+    times = np.array([[judge.log_odds()] for judge in wish.judges])
+    return [times * said for said in scores]
+
+
+def _marked(wish: Wish, rows: list[list[Answer]], scores: Sequence[Floats]) -> list[list[Answer]]:
+    """The answers with their scores: one model's as it says them, the mean of several as log-odds."""
+    if not wish.judges:
+        return rows
+    marks = [said.mean(axis=0) for said in (scores if len(wish.judges) == 1 else _log_odds(wish, scores))]
+    return [
+        [replace(one, score=float(mark)) for one, mark in zip(row, said, strict=True)]
+        for row, said in zip(rows, marks, strict=True)
+    ]
+
+
+def _values(select: Select, scores: Sequence[Floats]) -> list[float]:
     value = {"uncertainty": uncertainty, "disagreement": disagreement}[select]
     return [value(said) if said.shape[1] > 1 else 0.0 for said in scores]
 

@@ -29,9 +29,9 @@ from rlhf_kit.rounds.figures import figures
 from rlhf_kit.rounds.labels import identity_of, label
 from rlhf_kit.rounds.places import KEPT, ROUND, Round, next_round
 from rlhf_kit.rounds.steps import once
-from rlhf_kit.sampling.drawing import Progress, settings_of, silent
+from rlhf_kit.sampling.drawing import Progress, only_process, settings_of, silent
 from rlhf_kit.sampling.judges import judge_at
-from rlhf_kit.sampling.policy import only_process, read_prompts
+from rlhf_kit.sampling.prompts import read_prompts
 
 __all__ = ["go_round"]
 

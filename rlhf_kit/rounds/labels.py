@@ -196,7 +196,7 @@ def _by_judges(one: Round, answers: Path, kept: Path) -> list[Ranking]:
         scored = [answer for answer in drawn if not np.isnan(answer.score or 0.0)]
         if len(scored) > 1:
             plain = row.model_copy(update={"meta": {k: v for k, v in row.meta.items() if k != "responses"}})
-            ranked = ranking_row(plain, scored, None, name)
+            ranked = ranking_row(plain, scored, name)
             rankings.append(ranked.model_copy(update={"labeler": f"{judges[0].kind}:{name}"}))
     return rankings
 

@@ -1,31 +1,26 @@
-"""Draws K answers to each prompt, chunk by chunk.
+"""Draws K answers to each prompt of a chunk.
 
 A chunk is a few prompts with all their answers. Each has a generator of its own, seeded by the seed and the chunk's
-number, and is kept when it is done, so that what was interrupted goes on and ends with the same answers.
+number, so that what was interrupted goes on and ends with the same answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
-from rlhf_kit.checkpoint import read_json, write_json
-from rlhf_kit.data import Encoder
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.models import Backbone
 from rlhf_kit.recipe import Recipe
-from rlhf_kit.records import Conversation
 from rlhf_kit.rewards import autocast
 from rlhf_kit.rollout import sample_in_batches
 
 Progress = Callable[[str, int, int], None]
 """Is told what is being done, how many answers more are done, and how many there are in all."""
-Draw = Callable[[Sequence[list[int]], int, Callable[[int], None]], list[list[int]]]
-"""Gives the tokens of K answers to each prompt of a chunk, by its prompts and its number; tells how many are done."""
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -99,78 +94,24 @@ def settings_of(recipe: Recipe, **given: float | int | None) -> Settings:
     return Settings(**own | {name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
+def only_process() -> PartialState:
+    """Accelerate's state of this process.
+
+    Raises:
+        RlhfKitError: several processes were launched; each would draw the same answers and write the same files.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    if state.num_processes > 1:
+        raise RlhfKitError(
+            f"launched on {state.num_processes} processes, which would all draw the same answers; "
+            "start it without torchrun, or with --num_processes 1"
+        )
+    return state
+
+
 def seed_of(seed: int, chunk: int) -> int:
     """64 bits that differ for every seed and chunk."""
     return int(np.random.SeedSequence([seed, chunk]).generate_state(1, np.uint64)[0])
-
-
-def sample_answers(
-    backbone: Backbone,
-    encoder: Encoder,
-    prompts: Sequence[Conversation],
-    settings: Settings,
-    *,
-    role: str | None = None,
-    kept: Path | None = None,
-    name: str = "answers",
-    progress: Progress = silent,
-) -> list[list[Answer]]:
-    """K answers to each prompt, in the order in which they were drawn.
-
-    Args:
-        role: the adapter that answers; None is the base.
-        kept: a directory where each chunk is kept when it is done, and taken from if it is there.
-        name: of the kept files and for `progress`.
-    """
-
-    def draw(some: Sequence[list[int]], chunk: int, told: Callable[[int], None]) -> list[list[int]]:
-        with backbone.role(role):
-            return draw_chunk(backbone, some, settings, chunk, told)
-
-    return drawn_answers(draw, encoder, prompts, settings, kept=kept, name=name, progress=progress)
-
-
-def drawn_answers(
-    draw: Draw,
-    encoder: Encoder,
-    prompts: Sequence[Conversation],
-    settings: Settings,
-    *,
-    kept: Path | None = None,
-    name: str = "answers",
-    progress: Progress = silent,
-) -> list[list[Answer]]:
-    """`sample_answers`, whoever draws them."""
-    ids = [encoder.prompt(prompt) for prompt in prompts]
-    answers: list[list[Answer]] = []
-    size, total = settings.prompts_of_a_chunk, len(prompts) * settings.k
-    for chunk, start in enumerate(range(0, len(ids), size)):
-        some = ids[start : start + size]
-        file = None if kept is None else kept / f"{name}.{chunk:05}.json"
-        if file is not None and file.is_file():
-            progress(name, len(some) * settings.k, total)
-        else:
-            drawn = _drawn(draw, encoder, some, settings, chunk, lambda done: progress(name, done, total))
-            if file is None:
-                answers += drawn
-                continue
-            write_json(file, [[asdict(answer) for answer in row] for row in drawn])
-        answers += [[Answer(**answer) for answer in row] for row in read_json(file)]
-    return answers
-
-
-def _drawn(
-    draw: Draw,
-    encoder: Encoder,
-    ids: Sequence[list[int]],
-    settings: Settings,
-    chunk: int,
-    progress: Callable[[int], None],
-) -> list[list[Answer]]:
-    responses = draw(ids, chunk, progress)
-    eos = encoder.tokenizer.eos_token_id
-    flat = [Answer(encoder.text(response), response[-1] == eos, len(response)) for response in responses]
-    return [flat[at : at + settings.k] for at in range(0, len(flat), settings.k)]
 
 
 def draw_chunk(

@@ -38,7 +38,7 @@ def sheet(prompts: Sequence[Prompt], questions: Sequence[Question], seed: int) -
         if len(found) >= 2:
             found.sort(key=lambda answer: answer.text)
             random.Random(f"{seed} {[answer.text for answer in found]}").shuffle(found)
-            rows.append(prompt_row(prompt, found[:MOST_RANKED], None))
+            rows.append(prompt_row(prompt, found[:MOST_RANKED]))
     return rows
 
 

@@ -30,19 +30,21 @@ from rlhf_kit.checkpoint import (
     open_work,
     read_json,
     read_manifest,
+    recipe_of,
     write_json,
 )
 from rlhf_kit.errors import CheckpointError
+from rlhf_kit.evaluation.judges.ledger import key_of
+from rlhf_kit.evaluation.policies import SFT, Policy
 from rlhf_kit.files import sha256_of
+from rlhf_kit.gathering.answers import answers_of
 from rlhf_kit.measures import Estimate, bootstrap_mean
 from rlhf_kit.outputs import check_outputs
 from rlhf_kit.recipe_rollout import RolloutSection
-from rlhf_kit.sampling.drawing import Answer, Progress, Settings, sample_answers, silent
+from rlhf_kit.sampling.drawing import Answer, Progress, Settings, only_process, silent
 from rlhf_kit.sampling.judges import Judge
-from rlhf_kit.sampling.policy import Policy, load_policy, only_process, read_prompts
+from rlhf_kit.sampling.prompts import read_prompts
 from rlhf_kit.sampling.scoring import distinct, score_answers
-from rlhf_kit.sampling.served import Server
-from rlhf_kit.sampling.writing import inputs_of, served_answers
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +169,7 @@ def judge_checkpoints(
     What is in `out` already is taken as it is if it was made from the same prompts, weights and settings.
 
     Args:
+        policy: a run's SFT policy.
         server: a vLLM server of the policy's base, which draws the answers; None draws them here.
 
     Raises:
@@ -176,77 +179,49 @@ def judge_checkpoints(
         RlhfKitError: several processes were launched.
     """
     only_process()
-    stage = policy.directory
-    if policy.name != "sft" or stage is None:
+    stage = policy.adapter
+    if policy.stage != SFT or stage is None:
         raise CheckpointError(f"{policy.run}: checkpoints are those of the SFT stage; it answers as {policy.name} here")
     found = candidates(stage)
     check_outputs([source], [out])
     prompts, _ = read_prompts(source)
-    hashes = {candidate.name: candidate.sha256 for candidate in found}
-    inputs = {**inputs_of(policy, source, settings, server), "weights": hashes, "reward": [judge.name, judge.identity]}
+    policies = [
+        replace(policy, name=candidate.name, label=candidate.name, adapter=candidate.weights.parent)
+        for candidate in found
+    ]
+    inputs = {
+        "policies": [[one.name, one.identity] for one in policies],
+        "prompts": key_of([prompt.model_dump(mode="json") for prompt in prompts]),
+        "settings": asdict(settings),
+        "reward": [judge.name, judge.identity],
+        **({} if server is None else {"engine": server.engine}),
+    }
     if out.is_file() and (kept := read_json(out)).get(INPUTS) == inputs:
         log.info("%s: scored before with the same prompts, weights and settings", out)
         return Comparison.from_json(kept["comparison"])
     out.parent.mkdir(parents=True, exist_ok=True)
     work = open_work(out, inputs)
-    asked = [prompt.prompt for prompt in prompts]
-    if server is None:
-        rows = _draw(policy, found, asked, settings, work, progress)
-    else:
-        rows = _served(policy, found, asked, settings, server, work, progress)
-    drawn = {candidate.name: answers for candidate, answers in zip(found, rows, strict=True)}
+    said = answers_of(policies, prompts, settings, work, server=server, progress=progress)
+    drawn = {one.name: answers for one, answers in zip(policies, said, strict=True)}
     reward = judge.load()
     scored = {
         name: score_answers(
-            reward, asked, [distinct(row) for row in rows], kept=work, name=f"scores of {name}", progress=progress
+            reward,
+            [prompt.prompt for prompt in prompts],
+            [distinct(row) for row in rows],
+            kept=work,
+            name=f"scores of {name}",
+            progress=progress,
         )
         for name, rows in drawn.items()
     }
-    e = policy.recipe.evaluate
+    e = recipe_of(read_manifest(stage), stage).evaluate
     standings = compare(drawn, scored, resamples=e.bootstrap, confidence=e.confidence, seed=settings.seed)
     best = next(standing.name for standing in standings if standing.behind is None)
     comparison = Comparison(standings, best, judge.name, len(prompts), settings.k)
     write_json(out, {INPUTS: inputs, "comparison": comparison.to_json()})
     shutil.rmtree(work)
     return comparison
-
-
-def _draw(
-    policy: Policy, found: Sequence[Candidate], asked: Sequence[Any], settings: Settings, work: Path, progress: Progress
-) -> list[list[list[Answer]]]:
-    backbone, encoder = load_policy(policy)
-    drawn = []
-    for number, candidate in enumerate(found):
-        # Into the stage's own adapter, as the chosen one will be.
-        backbone.reload_adapter(policy.name, candidate.weights.parent)
-        drawn.append(
-            sample_answers(
-                backbone, encoder, asked, settings, role=policy.name, kept=work, name=candidate.name, progress=progress
-            )
-        )
-        if number == 0:
-            encoder.report("sample")
-    return drawn
-
-
-def _served(
-    policy: Policy,
-    found: Sequence[Candidate],
-    asked: Sequence[Any],
-    settings: Settings,
-    section: RolloutSection,
-    work: Path,
-    progress: Progress,
-) -> list[list[list[Answer]]]:
-    folders = [candidate.weights.parent for candidate in found]
-    server = Server(section, policy.recipe.model, folders, work / "adapters")
-    try:
-        return [
-            served_answers(server, policy, candidate.weights.parent, asked, settings, work, candidate.name, progress)
-            for candidate in found
-        ]
-    finally:
-        server.close()
 
 
 def compare(
