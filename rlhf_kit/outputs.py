@@ -88,7 +88,7 @@ class Files:
                 self._open(path)
         except OSError as error:
             self._tidy()
-            raise _cannot_be_written(error) from None
+            raise self._refusal(error) from None
         return self
 
     def _open(self, path: Path) -> None:
@@ -120,11 +120,17 @@ class Files:
             if kind is None:
                 self._finish()
         except OSError as late:
-            raise _cannot_be_written(late) from None
+            raise self._refusal(late) from None
         finally:
             self._tidy()
         if isinstance(error, OSError):
-            raise _cannot_be_written(error) from None
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: OSError) -> DataError:
+        """By the names that were asked for, not the temporary ones."""
+        asked = {str(_scratch(path)): str(path) for path in self._paths}
+        name = str(error.filename or "the output")
+        return DataError([Problem(asked.get(name, name), "", f"cannot be written: {error.strerror or error}")])
 
     def _finish(self) -> None:
         for stream, raw in zip(self._streams.values(), self._raw, strict=True):
@@ -135,12 +141,6 @@ class Files:
             raw.close()
         for path in self._paths:
             _scratch(path).replace(path)
-
-
-def _cannot_be_written(error: OSError) -> DataError:
-    return DataError(
-        [Problem(str(error.filename or "the output"), "", f"cannot be written: {error.strerror or error}")]
-    )
 
 
 def _scratch(path: Path) -> Path:

@@ -3,15 +3,11 @@ phone."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from rlhf_kit.errors import RlhfKitError
+from rlhf_kit import pages
 from rlhf_kit.reward_evaluation import Evaluation
 from rlhf_kit.reward_page_plots import plots
 from rlhf_kit.reward_page_words import RULES, figures, interval, points, reasons, sections, settings, verdict_line
@@ -21,28 +17,15 @@ from rlhf_kit.stats.words import number, percent, shown
 __all__ = ["write_page"]
 
 _MOST = 50
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_page(evaluation: Evaluation, path: str | Path) -> Path:
     """Writes the page to `path` and returns it.
 
     Raises:
-        RlhfKitError: the file cannot be written.
+        DataError: the file cannot be written.
     """
-    target = Path(path)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    html = _render(_view(_without_directories(evaluation)))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(html.encode("utf-8", errors="replace"))
-        scratch.replace(target)
-    except OSError as error:
-        raise RlhfKitError(f"{target}: cannot be written: {error.strerror or error}") from None
-    finally:
-        if target.parent.is_dir():
-            scratch.unlink(missing_ok=True)
-    return target
+    return pages.write_page(Path(path), pages.rendered("reward.html.j2", _view(_without_directories(evaluation))))
 
 
 def _without_directories(evaluation: Evaluation) -> Evaluation:
@@ -61,20 +44,6 @@ def _without_directories(evaluation: Evaluation) -> Evaluation:
         sources=tuple(replace(source, name=short(source.name)) for source in evaluation.sources),
         notes=tuple(map(short, evaluation.notes)),
     )
-
-
-def _render(view: dict[str, Any]) -> str:
-    environment = Environment(
-        loader=PackageLoader("rlhf_kit", "templates"),
-        autoescape=True,  # of all templates: names from the data are text, never markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    assert environment.loader is not None
-    style = Markup(environment.loader.get_source(environment, "report.css")[0])
-    template = environment.get_template("reward.html.j2")
-    return template.render(**view, style=style, content_security_policy=_POLICY)
 
 
 def _view(evaluation: Evaluation) -> dict[str, Any]:

@@ -132,7 +132,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "".join(
         f"{name}: no such directory; name the output_dir of a run\n" for name in ("gone", "lost")
     )
-    assert main(["report", "one", "--out", "page.json"]) == 2 and main(["report", "one", "--out", "no/page.html"]) == 2
+    assert (
+        main(["report", "one", "--out", "page.json"]) == 2 and main(["report", "one", "--out", "page.htm/a.html"]) == 2
+    )
     said = capsys.readouterr().err.splitlines()
     assert "name an HTML file" in said[0] and "cannot be written" in said[1]
     with pytest.raises(RlhfKitError, match="name an HTML file"):

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rlhf_kit.errors import RlhfKitError
+from rlhf_kit.errors import DataError
 from rlhf_kit.stats import page, statistics
 
 SCRIPT = "<script>alert(1)</script>"
@@ -132,6 +132,9 @@ def test_every_kind_has_a_page(tmp_path):
 def test_where_it_cannot_be_written(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "p"}\n')
     found = statistics([str(tmp_path / "p.jsonl")])
-    with pytest.raises(RlhfKitError, match="--html"):
-        page.write_page(found, tmp_path / "none" / "stats.html")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.jsonl"]
+    with pytest.raises(DataError, match=r"p\.jsonl: cannot be written"):
+        page.write_page(found, tmp_path / "p.jsonl" / "stats.html")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(DataError, match="/folder: cannot be written"):  # not by the temporary name
+        page.write_page(found, tmp_path / "folder")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "p.jsonl"]

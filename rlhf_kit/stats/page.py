@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import RlhfKitError
+from .. import pages
 from .figures import Share, Statistics
 from .plots import Plot, categories_plot, labelers_plot, length_plot, sizes_plot
 from .text import sections
 from .words import bounds, findings, number, percent, shown
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
 __all__ = ["write_page"]
 
 _MOST = 50
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def write_page(statistics: Statistics, path: str | Path) -> Path:
     """Writes the page to `path` and returns it.
 
     Raises:
-        RlhfKitError: the file cannot be written.
+        DataError: the file cannot be written.
     """
-    target = Path(path)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    html = _render(_view(_without_directories(statistics)))
-    try:
-        scratch.write_bytes(html.encode("utf-8", errors="replace"))
-        scratch.replace(target)
-    except OSError as error:
-        raise RlhfKitError(f"--html {target}: cannot be written: {error.strerror or error}") from None
-    finally:
-        scratch.unlink(missing_ok=True)
-    return target
+    return pages.write_page(Path(path), pages.rendered("stats.html.j2", _view(_without_directories(statistics))))
 
 
 def _without_directories(statistics: Statistics) -> Statistics:
@@ -49,27 +34,6 @@ def _without_directories(statistics: Statistics) -> Statistics:
         name = Path(file.name).name if Path(file.name).is_absolute() else file.name
         files.append(replace(file, name=name, damage=tuple(one.replace(file.name, name) for one in file.damage)))
     return replace(statistics, sources=tuple(files))
-
-
-def _render(view: dict[str, Any]) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("rlhf_kit", "templates"),
-        autoescape=True,  # of all templates: names from the data are text, never markup
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("stats.html.j2")
-    style = Markup(_source(environment, "report.css"))
-    return template.render(**view, style=style, content_security_policy=_POLICY)
-
-
-def _source(environment: Environment, name: str) -> str:
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
 
 
 def _view(statistics: Statistics) -> dict[str, Any]:
