@@ -5,12 +5,36 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf_kit.outputs import Files
 
-__all__ = ["rendered", "write_page"]
+__all__ = ["Headline", "Interval", "rendered", "write_page"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a figure, its interval and the value to beat lie on a line from 0 to 100."""
+
+    value: float
+    low: float
+    high: float
+    reference: float = 50.0
+    reference_label: str = "50 %"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One of the few figures at the top of a page."""
+
+    name: str
+    figure: str
+    unit: str = ""
+    range: str = ""
+    caption: str = ""
+    interval: Interval | None = None
 
 
 def rendered(

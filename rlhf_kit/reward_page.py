@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_kit import pages
+from rlhf_kit.pages import Headline, Interval
 from rlhf_kit.reward_evaluation import Evaluation
 from rlhf_kit.reward_page_plots import plots
 from rlhf_kit.reward_page_words import RULES, figures, interval, points, reasons, sections, settings, verdict_line
@@ -53,7 +54,7 @@ def _view(evaluation: Evaluation) -> dict[str, Any]:
     said = reasons(quality.verdict)
     return {
         "title": shown(evaluation.model),
-        "measured_on": [
+        "byline": [
             f"{number(counts.prompts)} held-out prompts",
             f"{number(counts.strict_pairs)} pairs",
             *(shown(source.name) for source in evaluation.sources[:3]),
@@ -76,8 +77,7 @@ def _view(evaluation: Evaluation) -> dict[str, Any]:
 # -------------------------------------------------------------------- the few figures at the top
 
 
-def _headlines(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Name, figure, unit, range, caption, and the places of the interval and of what it is held against, 0 to 100."""
+def _headlines(evaluation: Evaluation) -> list[Headline]:
     quality = evaluation.quality
     confidence = percent(quality.confidence, 0)
     caption = "How often it puts two answers to a held-out prompt in the order that the labelers gave them."
@@ -88,7 +88,7 @@ def _headlines(evaluation: Evaluation) -> list[dict[str, Any]]:
         best = percent(length.baselines[length.best_baseline].value)
         ends = f"{confidence} interval {interval(length.gain, points)}" if length.gain.low is not None else ""
         caption = f"More than the best rule that reads nothing: “{rule}” gets {best}."
-        found.append(_headline("Above the best rule", points(length.gain.value), "points", ends, caption))
+        found.append(Headline("Above the best rule", points(length.gain.value), "points", ends, caption))
         if length.against.pairs:
             other = "longer" if length.model_prefers == "shorter" else "shorter"
             caption = f"Right where the labelers preferred the {other} answer, which is not what its scores lean to."
@@ -96,23 +96,17 @@ def _headlines(evaluation: Evaluation) -> list[dict[str, Any]]:
     if quality.calibration is not None:
         error = quality.calibration.error
         caption = "How far its confidence is from how often it is right, on average; 0 is best."
-        found.append(_headline("Calibration error", figures(error, 3), "", "", caption))
+        found.append(Headline("Calibration error", figures(error, 3), "", "", caption))
     if quality.ceiling is not None:
         caption = "How often one labeler orders two answers as another one does: what labels like these can teach."
         found.insert(1, _of_accuracy("Labelers agree", quality.ceiling.agreement, caption, confidence))
     return found[:4]
 
 
-def _headline(name: str, figure: str, unit: str, ends: str, caption: str) -> dict[str, Any]:
-    return {"name": name, "figure": figure, "unit": unit, "range": ends, "caption": caption, "interval": None}
-
-
-def _of_accuracy(name: str, found: Accuracy, caption: str, confidence: str) -> dict[str, Any]:
-    line = _headline(name, percent(found.value), "of the pairs", "", caption)
-    if found.estimate is None:
-        line["range"] = f"{number(found.pairs)} pairs of {number(found.prompts)} prompts: too few for an interval"
-        return line
-    line["range"] = f"{confidence} interval {interval(found)}"
-    ends = found.estimate
-    line["interval"] = {"value": 100 * ends.value, "low": 100 * ends.low, "high": 100 * ends.high}
-    return line
+def _of_accuracy(name: str, found: Accuracy, caption: str, confidence: str) -> Headline:
+    figure, unit, ends = percent(found.value), "of the pairs", found.estimate
+    if ends is None:
+        few = f"{number(found.pairs)} pairs of {number(found.prompts)} prompts: too few for an interval"
+        return Headline(name, figure, unit, few, caption)
+    bar = Interval(100 * ends.value, 100 * ends.low, 100 * ends.high)
+    return Headline(name, figure, unit, f"{confidence} interval {interval(found)}", caption, bar)

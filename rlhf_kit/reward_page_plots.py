@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlhf_kit.reward_evaluation import Evaluation
 from rlhf_kit.reward_page_words import RULES, interval, is_small
 from rlhf_kit.reward_quality.figures import Accuracy, Calibration, CurvePoint, Quality
 from rlhf_kit.stats.words import number, percent, shown
-from rlhf_kit.svg import ACCENT, INK, MUTED, RULE, SETTINGS, as_svg, new_axes
+from rlhf_kit.svg import ACCENT, INK, MUTED, RULE, SETTINGS, Plot, as_svg, new_axes
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.axes import Axes
 
-__all__ = ["Plot", "plots"]
+__all__ = ["plots"]
 
 _WIDTH, _HEIGHT, _ROW = 3.3, 2.1, 0.3
 _MOST = 12
 _LONGEST = 34
 _DASHES, _DOTS = (0, (2.5, 1.5)), (0, (1, 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A finished drawing with its heading."""
-
-    name: str
-    hint: str
-    svg: Markup
 
 
 def plots(evaluation: Evaluation) -> list[Plot]:

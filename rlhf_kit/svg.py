@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ACCENT", "INK", "MUTED", "RULE", "SETTINGS", "as_svg", "new_axes"]
+__all__ = ["ACCENT", "INK", "MUTED", "RULE", "SETTINGS", "Plot", "as_svg", "new_axes"]
 
 # Stand-ins that matplotlib can parse; the finished SVG gets the page's custom properties in their place.
 ACCENT, MUTED, RULE, INK = "#a1b001", "#a1b002", "#a1b003", "#a1b004"
@@ -35,6 +36,15 @@ SETTINGS: Any = {
     "axes.formatter.limits": (-3, 5),
 }
 """matplotlib's settings for every plot, under `rc_context`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A finished drawing with its heading."""
+
+    name: str
+    hint: str
+    svg: Markup
 
 
 def new_axes(width: float, height: float) -> tuple[Figure, Axes]:

@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import HubStrategy
 
 from rlhf_kit import health, launch
@@ -42,6 +40,7 @@ from rlhf_kit.ppo.prompts import PromptRow, prompts_of_update, read_prompts
 from rlhf_kit.ppo.ptx import PretrainingText, tokenised, weights_of
 from rlhf_kit.ppo.rewarding import Rewards
 from rlhf_kit.ppo.roles import VALUE_DIRECTORY, MovingAverage
+from rlhf_kit.ppo.saving import StagedTrainer
 from rlhf_kit.ppo.setup import Model, RewardFunc, make_roles, make_sources
 from rlhf_kit.recipe_ppo import Sizes
 
@@ -50,7 +49,7 @@ log = logging.getLogger(__name__)
 EMA_DIRECTORY = "ema"
 
 
-class PPOTrainer(Trainer):  # type: ignore[misc]
+class PPOTrainer(StagedTrainer):
     """PPO on a base with adapters, or on whole models (arXiv 1707.06347, 2203.02155).
 
     A step of the Trainer is an update: `batch_size` answers are sampled, and all optimiser steps on them follow.
@@ -125,8 +124,6 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         self._figures: dict[str, list[float]] = defaultdict(list)
         self._latest: dict[str, float] = {}
         self._unlogged: dict[str, Any] = {}
-        self._saves_into: Path | None = None
-        self._saved_step = 0
         held_out = [] if eval_dataset is None else list(eval_dataset)[: config.num_eval_prompts]
         super().__init__(
             model=roles,
@@ -192,8 +189,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         with checkpoints.Termination() as self.termination, few_collections():
             result = super().train(checkpoint, **kwargs)
             step, terminated = self.state.global_step, self.wants_to_end
-            if terminated and self._saved_step != step:
-                self._save_checkpoint(self.model, None)
+            if terminated:
+                self.save_now()
         self.experience.sampler.close()
         if self.stopped is not None:
             raise RlhfKitError(f"ppo: stopped after update {step} of {self.updates} by ppo.stop_on: {self.stopped}")
@@ -244,8 +241,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             return self._served(lambda: self.experience.collect(rows, drawing, self.kl.coef))
         except (EngineError, SystemExit) as failure:
             step = self.state.global_step
-            if step and self._saved_step != step:
-                self._save_checkpoint(self.model, None)
+            if step:
+                self.save_now()
             kept = f"{step} of {self.updates} updates are saved" if step else "no update was made"
             if isinstance(failure, SystemExit):
                 log.warning("ppo: terminated while people were waited for, %s; the same command goes on", kept)
@@ -357,7 +354,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
             found, table = self._served(self.held_out)
         except RlhfKitError:  # transformers would save only after this
             if self.control.should_save:
-                self._save_checkpoint(self.model, None)
+                self.save_now()
             raise
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
@@ -393,36 +390,15 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._saves_into or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder, limit = Path(super()._get_output_dir(trial)), self.args.save_total_limit
-        name = f"checkpoint-{self.state.global_step}"
-        self.args.save_total_limit = None  # it would count what is in the staging directory
-        try:
-            with checkpoints.staged(folder, name) as self._saves_into:
-                super()._save_checkpoint(model, trial)
-                self._name_best(self._saves_into / name, folder / name)
-                average = None if self.average is None else self.average.values
-                checkpoints.write_state(self._saves_into / name, self._own_state(), average)
-        finally:
-            self._saves_into, self.args.save_total_limit = None, limit
-        self._saved_step = self.state.global_step
-        checkpoints.keep_last(folder, limit, folder / name, self.state.best_model_checkpoint)
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder / name))
+    def write_more(self, directory: Path) -> None:
+        """What transformers does not know of, into a checkpoint."""
+        average = None if self.average is None else self.average.values
+        checkpoints.write_state(directory, self._own_state(), average)
 
     def _own_state(self) -> dict[str, Any]:
         """What goes into a checkpoint besides what transformers knows of, with what is noted for the next log entry."""
         unlogged = {"figures": self._figures, "loss": float(self._tr_loss), "since": self._globalstep_last_logged}
         return {"kl_coef": self.kl.coef, "rewards": self.experience.rewards.state(), "unlogged": unlogged}
-
-    def _name_best(self, staged: Path, final: Path) -> None:
-        """transformers has seen the best checkpoint where it is written, not where it will stand."""
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(final)
-            self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
 
     def _load_best_model(self) -> None:
         self.roles.reload(Path(self.state.best_model_checkpoint))
@@ -459,7 +435,7 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
 
     def resume_log(self, state: TrainerState) -> None:
         """Puts back what was noted since the last log entry before the checkpoint; transformers begins at zero."""
-        self._saved_step = state.global_step
+        self.saved_step = state.global_step
         if state.global_step:
             log.info("ppo: goes on after update %d of %d", state.global_step, self.updates)
         if self._unlogged:
@@ -471,10 +447,8 @@ class PPOTrainer(Trainer):  # type: ignore[misc]
     # ---------------------------------------------------------------- the Hub
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """transformers', once the checkpoint has its name; it takes the policy only, so the rest is brought along."""
-        if self._saves_into is not None:
-            return
-        if self.args.hub_strategy != HubStrategy.END and self.is_world_process_zero():
+        """transformers' takes the policy only, so the rest is brought along."""
+        if self.args.hub_strategy != HubStrategy.END and self.is_named and self.is_world_process_zero():
             for name in (VALUE_DIRECTORY, *([] if self.average is None else [EMA_DIRECTORY])):
                 target = Path(self.args.output_dir) / name
                 shutil.copytree(Path(checkpoint_folder) / name, target, dirs_exist_ok=True)

@@ -12,9 +12,8 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.ticker import MaxNLocator
 
-from rlhf_kit.report.figures import Plot
 from rlhf_kit.report.words import estimate, number, percent, plain, rule_words
-from rlhf_kit.svg import ACCENT, INK, MUTED, RULE, SETTINGS, as_svg, new_axes
+from rlhf_kit.svg import ACCENT, INK, MUTED, RULE, SETTINGS, Plot, as_svg, new_axes
 
 __all__ = ["CURVES", "SMOOTH_FROM", "Curve", "accuracy_plot", "plots", "points_of", "smooth", "sources"]
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LETTERS",
-    "Plot",
     "Points",
     "Style",
     "end_labels",
@@ -38,15 +37,6 @@ _LINES: tuple[Any, ...] = ("solid", (0, (4, 1.6)), (0, (1, 1.2)), (0, (6, 1.5, 1
 _COLOURS = (ACCENT, INK, MUTED)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LONGEST = 11
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A finished drawing with its heading."""
-
-    name: str
-    hint: str
-    svg: Markup
 
 
 @dataclass(frozen=True)

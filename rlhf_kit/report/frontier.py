@@ -15,11 +15,11 @@ from matplotlib import rc_context
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_kit.report.evaluation import Span, ends, span
-from rlhf_kit.report.figures import Plot, Style, end_labels, quiet_grid, style
+from rlhf_kit.report.figures import Style, end_labels, quiet_grid, style
 from rlhf_kit.report.run import Run
 from rlhf_kit.report.words import number, plain
 from rlhf_kit.stats.words import shown
-from rlhf_kit.svg import ACCENT, INK, MUTED, SETTINGS, as_svg, new_axes
+from rlhf_kit.svg import ACCENT, INK, MUTED, SETTINGS, Plot, as_svg, new_axes
 
 __all__ = ["Frontier", "Point", "frontier_plots", "frontiers"]
 

@@ -10,9 +10,9 @@ from matplotlib import rc_context
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_kit.report.curves import CURVES, SMOOTH_FROM, Curve, points_of, smooth, sources
-from rlhf_kit.report.figures import Plot, end_labels, quiet_grid, style
+from rlhf_kit.report.figures import end_labels, quiet_grid, style
 from rlhf_kit.report.words import plain
-from rlhf_kit.svg import MUTED, SETTINGS, as_svg, new_axes
+from rlhf_kit.svg import MUTED, SETTINGS, Plot, as_svg, new_axes
 
 __all__ = ["key", "overlaid"]
 

@@ -19,7 +19,7 @@ from rlhf_kit.report.evaluation import (
     span,
     win,
 )
-from rlhf_kit.report.figures import Plot, Points, interval_rows, win_rate_figure
+from rlhf_kit.report.figures import Points, interval_rows, win_rate_figure
 from rlhf_kit.report.frontier import frontier_plots, frontiers
 from rlhf_kit.report.lead import questions
 from rlhf_kit.report.reliability import reliability_facts, reliability_plots
@@ -30,6 +30,7 @@ from rlhf_kit.report.tax import tax_entries, tax_table
 from rlhf_kit.report.warnings import evaluation_warnings
 from rlhf_kit.report.words import fixed, headlines, number, percent, plain, warnings
 from rlhf_kit.stats.words import shown
+from rlhf_kit.svg import Plot
 
 __all__ = ["LONG_NAMES", "facts", "frontier_words", "judge_views", "run_warnings", "tax_plots", "view", "wins_figure"]
 

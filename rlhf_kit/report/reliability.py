@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_kit.report.curves import accuracy_plot
-from rlhf_kit.report.figures import Plot
 from rlhf_kit.report.words import fixed, number, plain
 from rlhf_kit.reward_page_plots import reliability
 from rlhf_kit.reward_quality.figures import Bin, Calibration
+from rlhf_kit.svg import Plot
 
 __all__ = ["calibration_of", "reliability_facts", "reliability_plots"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_kit.report.answers import answers_of, columns_of, joined
 from rlhf_kit.report.evaluation import Span, ends, judge_name, judges, label, policies, reference, win
-from rlhf_kit.report.figures import LETTERS, Plot, Points, interval_rows, win_rate_figure
+from rlhf_kit.report.figures import LETTERS, Points, interval_rows, win_rate_figure
 from rlhf_kit.report.frontier import Frontier, frontier_plots, frontiers
 from rlhf_kit.report.lead import KeyFigure, key_figures
 from rlhf_kit.report.overlay import key, overlaid
@@ -19,6 +19,7 @@ from rlhf_kit.report.tables import Cell, Table, measures_table
 from rlhf_kit.report.tax import tax_table
 from rlhf_kit.report.words import percent
 from rlhf_kit.stats.words import shown
+from rlhf_kit.svg import Plot
 
 __all__ = ["differences", "letters", "view"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from rlhf_kit.pages import Headline, Interval
 
 Figures = dict[str, Any]
 
@@ -19,29 +20,6 @@ _RULES = {
     "longer": "the longer answer wins",
     "ended": "the answer that ends wins",
 }
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Where a figure, its interval and the value to beat lie on a line from 0 to 100."""
-
-    value: float
-    low: float
-    high: float
-    reference: float
-    reference_label: str
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One of the few figures at the top of the page."""
-
-    name: str
-    figure: str
-    unit: str
-    range: str
-    caption: str
-    interval: Interval | None = None
 
 
 def number(value: Any) -> float | None:

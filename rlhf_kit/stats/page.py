@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import pages
+from ..pages import Headline, Interval
+from ..svg import Plot
 from .figures import Share, Statistics
-from .plots import Plot, categories_plot, labelers_plot, length_plot, sizes_plot
+from .plots import categories_plot, labelers_plot, length_plot, sizes_plot
 from .text import sections
 from .words import bounds, findings, number, percent, shown
 
@@ -43,23 +45,21 @@ def _view(statistics: Statistics) -> dict[str, Any]:
     return {
         "title": names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more",
         "records": number(records),
-        "kinds": [f"{number(kind.records)} {kind.kind}{'s' * (kind.records != 1)}" for kind in statistics.kinds],
+        "byline": [f"{number(kind.records)} {kind.kind}{'s' * (kind.records != 1)}" for kind in statistics.kinds],
         "headlines": _headlines(statistics),
-        "warnings": findings(statistics),
+        "notes": findings(statistics),
         "plots": list(_plots(statistics)),
         "tables": sections(statistics, _MOST),
     }
 
 
-def _headlines(statistics: Statistics) -> list[dict[str, Any]]:
-    """The few figures at the top: name, figure, range, caption, and the place of the interval from 0 to 100."""
-    found: list[dict[str, Any]] = []
+def _headlines(statistics: Statistics) -> list[Headline]:
+    found: list[Headline] = []
     rankings, agreement = statistics.rankings, statistics.agreement
     if rankings is not None:
         ties = f"{number(rankings.ties)} more are ties."
-        found.append(
-            _headline("Pairs to learn from", number(rankings.pairs), f"Of {number(rankings.rankings)} rankings; {ties}")
-        )
+        caption = f"Of {number(rankings.rankings)} rankings; {ties}"
+        found.append(Headline("Pairs to learn from", number(rankings.pairs), caption=caption))
     if agreement is not None:
         caption = "How often two labelers order a pair of answers alike, ties left out. A coin has 50 %."
         found.append(_of_share("Labelers agree", agreement.pairs, caption))
@@ -72,20 +72,15 @@ def _headlines(statistics: Statistics) -> list[dict[str, Any]]:
     if not found:
         for kind in statistics.kinds:
             words = "" if kind.prompts is None else f"{number(kind.prompts)} different prompts."
-            found.append(_headline(f"Records ({kind.kind})", number(kind.records), words))
+            found.append(Headline(f"Records ({kind.kind})", number(kind.records), caption=words))
     return found
 
 
-def _headline(name: str, figure: str, caption: str) -> dict[str, Any]:
-    return {"name": name, "figure": figure, "range": "", "caption": caption, "interval": None}
-
-
-def _of_share(name: str, found: Share, caption: str) -> dict[str, Any]:
-    line = _headline(name, percent(found.value, 0), caption)
-    if found.low is not None and found.high is not None and found.value is not None:
-        line["range"] = f"95 % interval {bounds(found)}"
-        line["interval"] = {"value": 100 * found.value, "low": 100 * found.low, "high": 100 * found.high}
-    return line
+def _of_share(name: str, found: Share, caption: str) -> Headline:
+    if found.low is None or found.high is None or found.value is None:
+        return Headline(name, percent(found.value, 0), caption=caption)
+    interval = Interval(100 * found.value, 100 * found.low, 100 * found.high)
+    return Headline(name, percent(found.value, 0), "", f"95 % interval {bounds(found)}", caption, interval)
 
 
 def _plots(statistics: Statistics) -> Iterable[Plot]:

@@ -4,30 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..svg import ACCENT, INK, MUTED, RULE, SETTINGS, as_svg, new_axes
+from ..svg import ACCENT, INK, MUTED, RULE, SETTINGS, Plot, as_svg, new_axes
 from .figures import Agreement, Category, Labeler, Lengths, Rankings
 from .words import number, percent, share, shown, span
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["Plot", "categories_plot", "labelers_plot", "length_plot", "sizes_plot"]
+__all__ = ["categories_plot", "labelers_plot", "length_plot", "sizes_plot"]
 
 _WIDTH, _HEIGHT, _BAR = 3.3, 1.9, 0.3
 _MOST = 14
 _LONGEST = 34
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A finished drawing with its heading."""
-
-    name: str
-    hint: str
-    svg: Markup
 
 
 def sizes_plot(rankings: Rankings) -> Plot:
