@@ -14,7 +14,7 @@ from rlhf_kit.process import prepare_torch
 if TYPE_CHECKING:
     from rlhf_kit.rounds import History
 
-__all__ = ["LEARNING", "STRENGTH", "add_round"]
+__all__ = ["add_round"]
 
 
 def add_round(command: Command) -> None:
@@ -37,6 +37,7 @@ def add_round(command: Command) -> None:
     parser = command("rounds", _rounds, "the history of a run's rounds: strength, distance, reward models, cost")
     parser.add_argument("run", metavar="RUN", type=Path, help="the output_dir of the recipe")
     parser.add_argument("--format", dest="style", choices=("text", "json"), default="text", help="of what is printed")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="a page of it too, with plots")
 
 
 def _round(arguments: argparse.Namespace) -> int:
@@ -82,6 +83,10 @@ def _rounds(arguments: argparse.Namespace) -> int:
         print(json.dumps(found.to_json(), ensure_ascii=False))
     else:
         _print(found)
+    if arguments.html is not None:
+        from rlhf_kit.rounds.page import write_page
+
+        print(write_page(found, arguments.run.resolve().name, arguments.html), file=sys.stderr)
     return 0
 
 
@@ -92,34 +97,11 @@ def _print(found: History) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from rlhf_kit.rounds.tables import tables
+
     console = Console(highlight=False, markup=False)
-    strength = [
-        (
-            estimate_cell(row.elo, "{:.0f}", "–"),
-            estimate_cell(row.over_start, "{:.1%}", "–"),
-            estimate_cell(row.over_before, "{:.1%}", "–"),
-            estimate_cell(row.kl, "{:.2f}", "–"),
-            "–" if row.tokens is None else f"{row.tokens:.1f}",
-        )
-        for row in found.rows
-    ]
-    learning = [
-        (
-            f"{row.rankings:,} ({row.pairs:,})" if row.round else "–",
-            estimate_cell(row.reward_heldout, "{:.1%}", "–"),
-            estimate_cell(row.reward_fresh.get(row.round + 1), "{:.1%}", "–"),
-            f"{sum(row.seconds.values()) / 60:.1f}" if row.seconds else "–",
-            f"{row.labeler_seconds / 60:.1f}" if row.labeler_seconds else "–",
-        )
-        for row in found.rows
-    ]
-    by = f"the policies, by {found.judge}, on {found.prompts} held-out prompts; KL from the start, nats a response"
-    names = [str(row.round or "start") for row in found.rows]
-    console.print(figures_table(by, "round", STRENGTH, dict(zip(names, strength, strict=True))))
-    about = "labels; what the reward model got right of prompts kept from it, and of the next round's labels"
-    console.print(figures_table(about, "round", LEARNING, dict(zip(names, learning, strict=True))))
+    for table in tables(found, lambda figure, form: estimate_cell(figure, form, "–")):
+        first, *columns = table.columns
+        rows = {name: cells for name, *cells in table.rows}
+        console.print(figures_table(f"{table.title}: {table.note}", first, columns, rows))
     console.print(Text("A dash is what there is not, or not yet."))
-
-
-STRENGTH = ("Elo", "beats start", "beats last", "KL", "tokens")
-LEARNING = ("rankings (pairs)", "held out", "next labels", "minutes", "people's")

@@ -10,11 +10,12 @@ import yaml
 from docs_page import blocks, commands, parsed, text_of
 from test_rounds import home_of, two  # noqa: F401
 
-from rlhf_kit.cli_round import LEARNING, STRENGTH
 from rlhf_kit.evaluation.judges.choose import judges_named
 from rlhf_kit.evaluation.judges.function import FunctionJudge
 from rlhf_kit.recipe_round import RoundSection
+from rlhf_kit.rounds import history
 from rlhf_kit.rounds.labels import is_file
+from rlhf_kit.rounds.tables import tables
 
 TEXT = text_of("rounds.md")
 
@@ -48,10 +49,13 @@ def test_every_value_of_labels_is_one(tmp_path, monkeypatch) -> None:
     assert kinds == ["page", "file", "function", "function", "reward", "reward", "reward+reward"]
 
 
-def test_its_columns_are_those_that_are_printed(two, capsys) -> None:  # noqa: F811
+def test_its_columns_are_those_that_are_printed(two) -> None:  # noqa: F811
     cells = re.findall(r"^\| (`.+?) \| ", TEXT.split("## What the history says")[1], re.MULTILINE)
     told = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
-    assert told[: len(STRENGTH + LEARNING)] == [*STRENGTH, *LEARNING]
+    printed = [
+        column for table in tables(history(home_of(two)), lambda figure, form: "") for column in table.columns[1:]
+    ]
+    assert told[: len(printed)] == printed
 
 
 def test_a_round_directory_holds_what_it_says(two) -> None:  # noqa: F811

@@ -6,9 +6,9 @@ import math
 import re
 
 import pytest
+from html_page import Page
 from report_full_run import JUDGE, estimate, full_evaluation, make_full_run
 from report_run import LOGS, LONG_WORD, METRICS, SCRIPT, evaluation, make_run
-from test_report import Page
 
 from rlhf_kit.report import write_report
 from rlhf_kit.report.evaluation import Span, span
@@ -71,7 +71,7 @@ def test_every_part_of_the_evaluation_is_shown(whole):
 def test_names_and_words_from_outside_are_text(whole):
     """Labels, judges, flags, files of the tax and the frontier's words would be markup."""
     html, page, _ = whole
-    assert page.scripts == 1 and "<img" not in html and SCRIPT not in html and "/home/someone" not in html
+    assert page.tags.count("script") == 1 and "<img" not in html and SCRIPT not in html and "/home/someone" not in html
     assert f"It turns, says {SCRIPT}." in page.text and f"folded {SCRIPT}" in page.text
     assert len(page.ids) == len(set(page.ids))
     assert "panel &lt;script&gt;" in html

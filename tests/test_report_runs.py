@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from html_page import Page
 from report_full_run import make_full_run
 from report_run import LOGS, RECIPE, SCRIPT, make_run
-from test_report import Page
 
 from rlhf_kit.cli import main
 from rlhf_kit.errors import CheckpointError, RlhfKitError
@@ -31,7 +31,7 @@ def two(tmp_path_factory):
 
 def test_the_page_is_whole_and_says_first_what_differs(two):
     html, page, numbers = two
-    assert len(page.ids) == len(set(page.ids)) and page.scripts == 1
+    assert len(page.ids) == len(set(page.ids)) and page.tags.count("script") == 1
     assert "2 runs side by side" in page.text
     assert "Setting A B ppo.kl_coef 0.05 0.1 seed 7 8" in page.text
     order = [html.index(f'id="{name}"') for name in ("differing", "figures", "wins", "frontier", "answers", "training")]
