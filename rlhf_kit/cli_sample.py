@@ -74,7 +74,10 @@ def add_sample(command: Command) -> None:
     )
     parser.add_argument("--out", metavar="FILE", type=Path, help="default: in RUN; the account says where")
     parser.add_argument(
-        "--temperature", metavar="T", type=temperature, help="0 takes the likeliest token (default: the recipe's)"
+        "--temperature",
+        metavar="T",
+        type=temperature,
+        help="0 takes the likeliest token, with --k 1 (default: the recipe's)",
     )
     parser.add_argument(
         "--max-new-tokens", metavar="N", type=count, help="length of an answer at most (default: the recipe's)"

@@ -126,6 +126,25 @@ def test_who_comes_first_changes_where_not_all_have_room(run, prompts, tmp_path)
     assert min(found.kept.get(name, 0) for name in ("base", "sft", "ppo")) >= 2
 
 
+def test_at_temperature_0_each_has_its_one_answer(run, prompts, tmp_path, monkeypatch):
+    monkeypatch.undo()  # else the likeliest token is EOS
+    settings = Settings(k=1, temperature=0.0, max_new_tokens=6, seed=3, batch_size=8)
+    found = gather(wish_of(run, prompts, settings=settings), tmp_path / "greedy.jsonl")
+    assert found.answers == 3 * len(QUESTIONS) and min(found.kept.get(name, 0) for name in ("base", "sft", "ppo")) >= 1
+    for name in ("base", "sft", "ppo"):
+        gather(wish_of(run, prompts, (name,), settings=settings), tmp_path / f"{name}.jsonl")
+    alone = {
+        (row["prompt"], r["text"])
+        for name in ("base", "sft", "ppo")
+        for row in rows_of(tmp_path / f"{name}.jsonl")
+        for r in row["meta"]["responses"]
+    }
+    together = {
+        (row["prompt"], r["text"]) for row in rows_of(tmp_path / "greedy.jsonl") for r in row["meta"]["responses"]
+    }
+    assert together == alone
+
+
 def test_prompts_with_too_few_answers_are_left_out(run, prompts, tmp_path):
     settings = Settings(k=4, temperature=0.02, max_new_tokens=3, seed=3, batch_size=8)  # nearly always the same
     found = gather(wish_of(run, prompts, ("sft",), settings=settings, least=3), tmp_path / "few.jsonl")

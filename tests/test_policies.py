@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,13 @@ def test_a_damaged_stage_is_not_evaluated(run: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
     with pytest.raises(RlhfKitError, match="missing or changed since"):
         named([str(run)])
+
+
+def test_a_template_that_is_not_there_says_where_to_start(run: Path, tmp_path: Path) -> None:
+    policy = named([str(run)])[0]
+    lost = replace(policy, model=policy.model.model_copy(update={"chat_template": "templates/gone.jinja"}))
+    with pytest.raises(RlhfKitError, match=r"templates/gone\.jinja: no such file; .* in which the run was started"):
+        _ = lost.identity
 
 
 def test_the_identity_is_of_the_content(run: Path, tmp_path: Path) -> None:

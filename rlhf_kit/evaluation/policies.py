@@ -82,6 +82,11 @@ def hash_of(adapter: Path | None) -> str | None:
 def _content(model: ModelSection) -> dict[str, Any]:
     found = model.model_dump(mode="json", exclude={"base_id"})
     if model.chat_template is not None:
+        if not Path(model.chat_template).is_file():
+            raise CheckpointError(
+                f"{model.chat_template}: no such file; the run's recipe names it as its chat template, so start "
+                "the command in the directory in which the run was started"
+            )
         found["chat_template"] = sha256_of(model.chat_template)
     if Path(model.name_or_path).exists():
         found["name_or_path"] = sha256_of(model.name_or_path)

@@ -37,7 +37,7 @@ class Wish:
     Attributes:
         policies: who answers.
         prompts: each once.
-        settings: of the sampling; its `k` is the most answers that a prompt's row holds, of all policies together.
+        settings: of the sampling; its `k` is of all policies together.
         least: prompts with fewer answers that differ and are not blank are left out.
         keep: all answers in a prompt row's `meta.responses`; ranked ones by their score in a ranking; or the best one
             as a demonstration.
@@ -58,10 +58,10 @@ class Wish:
     server: RolloutSection | None = None
 
     def __post_init__(self) -> None:
-        if self.keep == "ranked" and not 2 <= self.settings.k <= MOST_RANKED:
-            raise RlhfKitError(f"sample: a ranking holds 2 to {MOST_RANKED} answers, not {self.settings.k}")
-        if not 1 <= self.least <= self.settings.k:
-            raise RlhfKitError(f"sample: --k {self.least}..{self.settings.k}: must go from 1 or more upwards")
+        if self.keep == "ranked" and not 2 <= self.most <= MOST_RANKED:
+            raise RlhfKitError(f"sample: a ranking holds 2 to {MOST_RANKED} answers, not {self.most}")
+        if not 1 <= self.least <= self.most:
+            raise RlhfKitError(f"sample: --k {self.least}..{self.most}: must go from 1 or more upwards")
         needed = max((self.keep != "all") * 1, {None: 0, "uncertainty": 1, "disagreement": 2}[self.select])
         if len(self.judges) < needed:
             what = f"--select {self.select}" if self.select else "ranked and best answers"
@@ -75,6 +75,11 @@ class Wish:
     def reward(self) -> str | None:
         """Who scores."""
         return " + ".join(judge.name for judge in self.judges) or None
+
+    @property
+    def most(self) -> int:
+        """The most answers in a row: K of all together; at temperature 0, which draws the same again, one of each."""
+        return len(self.policies) if self.settings.temperature == 0 else self.settings.k
 
     @property
     def of_each(self) -> Settings:
@@ -163,7 +168,7 @@ def gather(wish: Wish, out: Path, *, kept: Path | None = None, progress: Progres
     taken = _taken(wish, values, len(rows))
     in_file = [chosen(wish.keep, rows[place]) for place in taken]
     asked = [wish.prompts[enough[place]] for place in taken]
-    written = write_rows(out, zip(asked, in_file, strict=True), wish.keep, wish.settings.k, wish.reward)
+    written = write_rows(out, zip(asked, in_file, strict=True), wish.keep, wish.most, wish.reward)
     shutil.rmtree(work)
     every = [one for said in drawn for row in said for one in row]
     best = wish.keep == "best"
@@ -196,7 +201,7 @@ def _merged(drawn: Sequence[Sequence[Sequence[Answer]]], place: int, wish: Wish)
     turn = place % len(rows)
     by_turns = [one for together in zip(*rows[turn:], *rows[:turn], strict=True) for one in together]
     said = [one for one in by_turns if re.search(NON_BLANK, one.text)]
-    return distinct(said)[: wish.settings.k]
+    return distinct(said)[: wish.most]
 
 
 def _scores(
