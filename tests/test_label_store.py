@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from contextlib import closing
 from itertools import permutations
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_a_store_of_another_version_is_refused(tmp_path):
     Store(tmp_path / "a.sqlite").close()
     with sqlite3.connect(tmp_path / "a.sqlite") as connection:
         connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(RlhfKitError, match="version 99, this is version 1"):
+    with pytest.raises(RlhfKitError, match="version 99, this is version 2"):
         Store(tmp_path / "a.sqlite")
 
 
@@ -160,6 +161,63 @@ def test_a_full_disk_is_told_and_loses_nothing(store):
     assert store.progress().tasks == 1 and store.next("anna") == one
     store.answer("anna", one.id, FIRST, 1.0)
     assert [kept.reply for kept in store.answered()] == [FIRST]
+
+
+def commits_of(store):
+    """A list that grows with each transaction of the store's idle connection."""
+    found = []
+    store._database._idle[-1].set_trace_callback(lambda said: found.append(said) if said == "COMMIT" else None)
+    return found
+
+
+def test_what_is_written_together_waits_for_the_disk_once(store, tmp_path):
+    store.add(ranking(i) for i in range(3))
+    store.configure(Settings())
+    commits = commits_of(store)
+    with closing(Store(tmp_path / "labels.sqlite")) as other:
+        with store.together():
+            for name in ("anna", "ben", "cleo"):
+                store.answer(name, store.next(name).id, FIRST, 1.0)
+            assert other.progress().answered == 0 and commits == []
+        assert other.progress().answered == 3 and commits == ["COMMIT"]
+
+
+def test_what_raises_among_what_is_written_together_undoes_itself_alone(store):
+    store.add([ranking(0), ranking(1)])
+    one, other = store.next("anna"), store.next("ben")
+    with store.together():
+        store.answer("anna", one.id, FIRST, 1.0)
+        with pytest.raises(RuntimeError, match="half"):
+            store._database.write(half_an_answer)
+        store.answer("ben", other.id, TIE, 1.0)
+    kept = [("anna", FIRST, 1.0), ("ben", TIE, 1.0)]
+    assert [(said.labeler, said.reply, said.seconds) for said in store.answered()] == kept
+    with pytest.raises(RuntimeError, match="half"), store.together():  # one that leaves the block undoes all
+        store.undo("anna")
+        store._database.write(half_an_answer)
+    assert [(said.labeler, said.reply, said.seconds) for said in store.answered()] == kept
+
+
+def half_an_answer(connection):
+    connection.execute("UPDATE assignments SET seconds = 99")
+    raise RuntimeError("half of it")
+
+
+def test_a_full_disk_is_told_to_all_who_write_together(store):
+    store.add([ranking(0), ranking(1)])
+    one, other = store.next("anna"), store.next("ben")
+    with store._database.reading() as connection:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(RlhfKitError, match="cannot be written"), store.together():
+        store.answer("anna", one.id, FIRST, 1.0)
+        with pytest.raises(RlhfKitError, match="cannot be written: database or disk is full"):
+            store.add(ranking(i) for i in range(2, 400))
+        store._database.write(lambda connection: connection.execute("ROLLBACK"))  # as SQLite may do by itself then
+        store.answer("ben", other.id, FIRST, 1.0)
+    assert list(store.answered()) == []
+    store.answer("anna", one.id, FIRST, 1.0)
+    assert len(list(store.answered())) == 1
 
 
 def test_tasks_may_hold_what_json_does_not(store):
@@ -220,6 +278,20 @@ def test_higher_priorities_come_first_and_what_is_begun_before_them(store):
     assert store.next("anna") == first and first.task.prompt == "question 2"
     store.answer("anna", first.id, FIRST, 1.0)
     assert [task.prompt for task in answer_all(store, "anna", Settings())] == ["question 3", "question 0", "question 1"]
+
+
+def test_a_task_that_is_added_again_gets_the_higher_priority(store):
+    """Also where everything of its priority was given out already."""
+    store.add([ranking(0, priority=-9.0), ranking(1), ranking(2), ranking(3, priority=-1.0), ranking(4, priority=-5.0)])
+    told = Settings(overlap=1)
+    store.configure(told)
+    assert [task.prompt for task in answer_all(store, "anna", told, limit=2)] == ["question 1", "question 2"]
+    held = store.next("anna", told)
+    assert held.task == ranking(3, priority=-1.0)
+    assert store.add([ranking(0, priority=3.0), ranking(3, priority=-9.0)]) == 0
+    store.answer("anna", held.id, FIRST, 1.0)
+    assert [task.prompt for task in answer_all(store, "anna", told)] == ["question 0", "question 4"]
+    assert store.progress().left == 0
 
 
 @pytest.mark.parametrize("overlap", [1, 2, 3])
@@ -558,10 +630,24 @@ def test_what_comes_next_is_found_without_a_look_at_all_tasks(tmp_path):
     assert steps[5000] < 1.5 * steps[100]
 
 
+def test_how_far_somebody_is_is_known_without_a_look_at_all_tasks(tmp_path):
+    steps = {}
+    for size in (100, 5000):
+        store = Store(tmp_path / f"{size}.sqlite")
+        store.set_labelers(["anna"])
+        store.add(ranking(i) for i in range(size))
+        store.configure(Settings())
+        steps[size] = steps_of(store, lambda store=store: store.turn("anna", Settings()))
+        assert store.progress("anna").left == size
+        store.close()
+    assert 50 < steps[100] < 2000
+    assert steps[5000] < 1.5 * steps[100]
+
+
 # ---- several at once
 
 
-def test_threads_share_transactions(tmp_path):
+def test_threads_write_at_once(tmp_path):
     store = Store(tmp_path / "a.sqlite")
     names = [f"labeler {i}" for i in range(12)]
     store.set_labelers(names)
@@ -571,7 +657,7 @@ def test_threads_share_transactions(tmp_path):
     def work(name):
         try:
             while (one := store.next(name, told)) is not None:
-                with pytest.raises(DataError):  # one that fails leaves the others of its transaction alone
+                with pytest.raises(DataError):  # one that fails leaves the others alone
                     store.answer(name, one.id, reply(1, 2, 3), 1.0)
                 store.answer(name, one.id, FIRST, 1.0)
         except BaseException as error:
@@ -745,6 +831,13 @@ class Labeling(RuleBasedStateMachine):
             query = """SELECT t.id, count(*) FROM tasks t JOIN assignments a ON a.task = t.number WHERE NOT t.gold
                 AND (a.state = 'answered' OR (a.state = 'open' AND a.until > ?)) GROUP BY t.number"""
             return Counter(dict(connection.execute(query, (self.clock.now,)).fetchall()))
+
+    @invariant()
+    def free_places_are_counted(self):
+        with self.store._database.reading() as connection:
+            (counted,) = connection.execute("SELECT value FROM facts WHERE name = 'free'").fetchone()
+            query = "SELECT count(*) FROM tasks WHERE gold = 0 AND places > answers + leases"
+            assert (int(counted),) == connection.execute(query).fetchone()
 
     @invariant()
     def nobody_works_in_vain(self):

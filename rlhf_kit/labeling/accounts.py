@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from rlhf_kit.checks.labelers import dense
@@ -128,14 +129,16 @@ def progress_of_all(connection: sqlite3.Connection) -> tuple[Progress, Counts]:
 
 
 def version(connection: sqlite3.Connection) -> tuple[Any, ...]:
-    """Differs whenever answers have changed."""
-    answers = "SELECT count(*), max(at) FROM assignments WHERE state = 'answered'"
+    """Differs whenever answers, skips or who may label have changed."""
+    closed = "SELECT count(*), max(at) FROM assignments WHERE state IN ('answered', 'skipped')"
     undone = "SELECT count(*) FROM history"
-    return (*connection.execute(answers).fetchone(), *connection.execute(undone).fetchone())
+    active = "SELECT group_concat(number) FROM labelers WHERE active"
+    return tuple(value for query in (closed, undone, active) for value in connection.execute(query).fetchone())
 
 
 _STATES = "SELECT state, count(*) FROM assignments WHERE labeler = ? GROUP BY state"
-_FREE = "SELECT count(*) FROM tasks INDEXED BY tasks_with_places WHERE gold = 0 AND places > answers + leases"
+_TASKS = """SELECT (SELECT count(*) FROM tasks) - (SELECT count(*) FROM tasks INDEXED BY tasks_gold WHERE gold = 1),
+(SELECT CAST(value AS INTEGER) FROM facts WHERE name = 'free')"""
 _NOT_FOR_THEM = """
 SELECT count(*) FROM assignments a JOIN tasks t ON t.number = a.task
 WHERE a.labeler = ? AND a.state <> 'lapsed' AND t.gold = 0 AND t.places > t.answers + t.leases
@@ -144,9 +147,8 @@ WHERE a.labeler = ? AND a.state <> 'lapsed' AND t.gold = 0 AND t.places > t.answ
 
 def progress_of(connection: sqlite3.Connection, labeler: int) -> Progress:
     """How far a labeler is."""
-    (tasks,) = connection.execute("SELECT count(*) FROM tasks WHERE gold = 0").fetchone()
+    tasks, free = connection.execute(_TASKS).fetchone()
     states = dict(connection.execute(_STATES, (labeler,)).fetchall())
-    (free,) = connection.execute(_FREE).fetchone()
     (not_for_them,) = connection.execute(_NOT_FOR_THEM, (labeler,)).fetchone()
     closed = states.get("answered", 0), states.get("skipped", 0)
     left = free - not_for_them + states.get("open", 0)
@@ -201,8 +203,9 @@ WHERE a.state = 'answered' ORDER BY t.number, a.at, a.number
 
 def opinions(connection: sqlite3.Connection) -> Iterator[Opinion]:
     """All answers as numbers, in the same order. They were checked when they came and are not parsed again."""
+    orders = cache(json.loads)  # there are few, and many answers
     for asked, prompt, kind, gold, name, reply, shown, seconds, at in connection.execute(_OPINIONS):
-        said, order = json.loads(reply), json.loads(shown)
+        said, order = json.loads(reply), orders(shown)
         ranks: tuple[int, ...] = ()
         if kind == "rank":
             ranks = in_order(dense([said["answers"][key]["rank"] for key in LETTERS[: len(order)]]), order)

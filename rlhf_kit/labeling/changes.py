@@ -18,7 +18,7 @@ from .accounts import Progress, progress_of, progress_of_all
 from .assignment import Assignment, Refused, Settings, assign, assignment_of, lapse, remember, remembered
 from .people import add_stranger, labeler_number
 from .replies import Reply, check_reply
-from .tasks import Task, task_of, to_json
+from .tasks import Kind, Task, to_json
 
 __all__ = [
     "Turn",
@@ -51,7 +51,9 @@ class _Held:
     note: str | None
     has_place: bool
     """Whether another labeler could be given the task."""
-    task: Task
+    kind: Kind
+    candidates: int
+    """Answers of the task."""
 
     @property
     def is_late(self) -> bool:
@@ -60,7 +62,7 @@ class _Held:
 
 
 _HELD = """
-SELECT a.number, a.state, a.shown, a.reply, a.reason, a.note, t.gold OR t.places > t.answers + t.leases, c.body
+SELECT a.number, a.state, a.shown, a.reply, a.reason, a.note, t.gold OR t.places > t.answers + t.leases, t.kind, c.body
 FROM assignments a JOIN labelers l ON l.number = a.labeler JOIN tasks t ON t.number = a.task
 JOIN contents c ON c.task = a.task WHERE a.id = ? AND l.name = ?
 """
@@ -70,12 +72,12 @@ def _held(connection: sqlite3.Connection, labeler: str, assignment: str) -> _Hel
     row = connection.execute(_HELD, (assignment, labeler)).fetchone()
     if row is None:
         raise Refused("there is no such task for this labeler")
-    number, state, shown, reply, reason, note, has_place, body = row
-    return _Held(number, state, shown, reply, reason, note, bool(has_place), task_of(json.loads(body)))
+    number, state, shown, reply, reason, note, has_place, kind, body = row
+    return _Held(number, state, shown, reply, reason, note, bool(has_place), kind, len(json.loads(body)["candidates"]))
 
 
 def add(connection: sqlite3.Connection, tasks: Iterable[Task], batch: str) -> int:
-    """Adds tasks; how many were new."""
+    """Adds tasks; how many were new. One that is there already gets the higher of both priorities."""
     added, overlap = 0, remembered(connection).overlap
     for task in tasks:
         if not math.isfinite(task.priority):
@@ -88,6 +90,9 @@ def add(connection: sqlite3.Connection, tasks: Iterable[Task], batch: str) -> in
             row = (connection.execute(insert, values).lastrowid,)
             connection.execute("INSERT INTO contents VALUES (?, ?)", (row[0], json.dumps(to_json(task), default=str)))
             added += 1
+        else:  # it may be waited for now
+            faster = "UPDATE tasks SET urgency = ? WHERE number = ? AND urgency > ?"
+            connection.execute(faster, (-task.priority, row[0], -task.priority))
         connection.execute("INSERT OR IGNORE INTO batches VALUES (?, ?)", (batch, row[0]))
     return added
 
@@ -159,7 +164,7 @@ def answer(
     """Keeps an answer."""
     lapse(connection, now)
     held = _held(connection, labeler, assignment)
-    check_reply(reply, held.task.kind, len(held.task.candidates))
+    check_reply(reply, held.kind, held.candidates)
     text = _reply_text(reply)
     if held.state == "answered" and held.reply == text:
         return
@@ -207,9 +212,9 @@ def take(
     if row is None:
         raise Refused("there is no such task")
     held = _held(connection, labeler, row[0])
-    own = list(range(len(held.task.candidates)))
+    own = list(range(held.candidates))
     shown, text = json.dumps(own if order is None else list(order)), _reply_text(reply)
-    check_reply(reply, held.task.kind, len(own))
+    check_reply(reply, held.kind, len(own))
     if order is not None and sorted(order) != own:
         raise Refused(f"the order of {len(own)} answers cannot be {shown}")
     if held.state == "answered" and (held.shown, held.reply) == (shown, text):

@@ -2,12 +2,12 @@
 
 A transaction that writes takes the write lock at its beginning, so that what it has read still holds when it writes.
 Journal: WAL with `synchronous=FULL`, so that what was committed outlives the process and the machine. Waiting for the
-disk is nearly all of a transaction's time, so threads that want to write while one does share the next transaction,
-each in a savepoint of its own (a group commit): nobody's call returns before what it wrote is on the disk.
+disk is most of a small transaction's time: whoever has several at hand writes them `together` (a group commit).
 
-Triggers count each task's answers, skips and open leases, whatever changes them, so that nothing scans all tasks to
-know which have a place free. Each labeler has a mark in the order of the tasks: every task with a free place up to it
-has been given to them. A task that gets a place free again moves the marks behind it back.
+Triggers count each task's answers, skips and open leases, and the tasks with a place free, whatever changes them, so
+that nothing scans all tasks to know which and how many these are. Each labeler has a mark in the order of the tasks:
+every task with a free place up to it has been given to them. A task that gets a place free again moves the marks behind
+it back.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 from rlhf_kit.errors import RlhfKitError
 
@@ -30,7 +30,7 @@ __all__ = ["Database"]
 
 _T = TypeVar("_T")
 _APPLICATION = 0x726C6866
-_VERSION = 1
+_VERSION = 2
 _PATIENCE = 30.0
 """Seconds that a process waits for another one's transaction."""
 
@@ -105,37 +105,25 @@ CREATE TRIGGER freed AFTER UPDATE OF places, answers, leases ON tasks
 WHEN new.places > new.answers + new.leases AND old.places <= old.answers + old.leases BEGIN
     UPDATE labelers SET mark_urgency = new.urgency, mark_number = new.number - 1
     WHERE (mark_urgency, mark_number) >= (new.urgency, new.number);
+    UPDATE facts SET value = value + 1 WHERE name = 'free';
+END;
+CREATE TRIGGER filled AFTER UPDATE OF places, answers, leases ON tasks
+WHEN new.places <= new.answers + new.leases AND old.places > old.answers + old.leases BEGIN
+    UPDATE facts SET value = value - 1 WHERE name = 'free';
 END;
 CREATE TRIGGER added AFTER INSERT ON tasks BEGIN
+    UPDATE labelers SET mark_urgency = new.urgency, mark_number = new.number - 1
+    WHERE (mark_urgency, mark_number) >= (new.urgency, new.number);
+    UPDATE facts SET value = value + (new.places > 0) WHERE name = 'free';
+END;
+INSERT INTO facts VALUES ('free', '0');
+CREATE TRIGGER hurried AFTER UPDATE OF urgency ON tasks BEGIN
     UPDATE labelers SET mark_urgency = new.urgency, mark_number = new.number - 1
     WHERE (mark_urgency, mark_number) >= (new.urgency, new.number);
 END;
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 """
-
-
-class _Job(Generic[_T]):
-    """What one thread wants to write."""
-
-    value: _T
-
-    def __init__(self, work: Callable[[sqlite3.Connection], _T]) -> None:
-        self._work = work
-        self.done = False
-        self.error: BaseException | None = None
-
-    def run(self, connection: sqlite3.Connection) -> None:
-        """Does it, or nothing of it."""
-        connection.execute("SAVEPOINT job")
-        try:
-            self.value = self._work(connection)
-        except Exception as error:
-            if not connection.in_transaction:  # a full disk has undone all of it, the others' too
-                raise
-            self.error = error
-            connection.execute("ROLLBACK TO job")
-        connection.execute("RELEASE job")
 
 
 class Database:
@@ -148,9 +136,8 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._idle: deque[sqlite3.Connection] = deque()
-        self._turn = threading.Condition()  # SQLite's own waiting would sleep for longer and longer
-        self._waiting: list[_Job[Any]] = []
-        self._is_writing = False
+        self._writing = threading.RLock()  # SQLite's own waiting would sleep for longer and longer
+        self._shared: sqlite3.Connection | None = None
         self._closed = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,42 +212,56 @@ class Database:
         with self._transaction("BEGIN") as connection:
             yield connection
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All that this thread writes inside is one transaction, and on the disk when the block is over.
+
+        A `write` that raises undoes its own part alone. `reading` shows nothing of the block before its end.
+
+        Raises:
+            RlhfKitError: the file cannot be written; nothing of the block is kept.
+        """
+        with self._writing, self._told(), self._transaction("BEGIN IMMEDIATE") as connection:
+            self._shared = connection
+            try:
+                yield
+            finally:
+                self._shared = None
+
     def write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
-        """What `work` gives. All or none of what it writes is there afterwards, and is on the disk.
+        """What `work` gives. All or none of what it writes is there afterwards, and is on the disk; inside `together`
+        at its end.
 
         Raises:
             RlhfKitError: the file cannot be written.
         """
-        job = _Job(work)
-        with self._turn:
-            self._waiting.append(job)
-            while self._is_writing and not job.done:
-                self._turn.wait()
-            if not job.done:  # else another thread has taken it along
-                self._is_writing = True
-                jobs = self._waiting
-                self._waiting = []
-        if not job.done:
-            self._write_all(jobs)
-            with self._turn:
-                self._is_writing = False
-                for one in jobs:
-                    one.done = True
-                self._turn.notify_all()
-        if isinstance(job.error, sqlite3.OperationalError):  # a full disk, a file that another program holds
-            raise RlhfKitError(f"{self._path}: cannot be written: {job.error}") from job.error
-        if job.error is not None:
-            raise job.error
-        return job.value
+        with self._writing:
+            if self._shared is None:
+                with self.together():
+                    return self.write(work)
+            with self._told():
+                return self._step(self._shared, work)
 
-    def _write_all(self, jobs: Sequence[_Job[Any]]) -> None:
+    def _step(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        if not connection.in_transaction:  # a full disk has undone all of it
+            raise RlhfKitError(f"{self._path}: cannot be written: what came before could not be")
+        connection.execute("SAVEPOINT step")
         try:
-            with self._transaction("BEGIN IMMEDIATE") as connection:
-                for job in jobs:
-                    job.run(connection)
-        except BaseException as error:
-            for job in jobs:
-                job.error = error
+            value = work(connection)
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK TO step")
+                connection.execute("RELEASE step")
+            raise
+        connection.execute("RELEASE step")
+        return value
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:  # a full disk, a file that another program holds
+            raise RlhfKitError(f"{self._path}: cannot be written: {error}") from error
 
     def close(self) -> None:
         """Closes the file; what is still in use is closed when it is done."""

@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from operator import gt, lt
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -196,9 +197,10 @@ def task_agreement(opinions: Sequence[Opinion]) -> float | None:
     if marks:
         return 1 - (max(marks) - min(marks)) / (SCALE[1] - SCALE[0])
     same = total = 0
-    for i, j in combinations(range(len(opinions[0].ranks)), 2):
-        said = Counter((one.ranks[i] > one.ranks[j]) - (one.ranks[i] < one.ranks[j]) for one in opinions)
-        same += sum(count * (count - 1) // 2 for count in said.values())
+    for first, second in combinations(zip(*(one.ranks for one in opinions), strict=True), 2):
+        better = sum(map(lt, first, second))
+        worse = sum(map(gt, first, second))
+        same += sum(count * (count - 1) // 2 for count in (better, worse, len(opinions) - better - worse))
         total += len(opinions) * (len(opinions) - 1) // 2
     return same / total if total else None
 

@@ -15,7 +15,7 @@ from rlhf_kit.errors import RlhfKitError
 
 from .assignment import Refused
 
-__all__ = ["ADMIN", "active", "add_stranger", "labeler_number", "owner_of", "set_active", "token_of"]
+__all__ = ["ADMIN", "active", "add_stranger", "is_active", "labeler_number", "owner_of", "set_active", "token_of"]
 
 ADMIN = "admin"
 _MOST_NAME = 64
@@ -52,6 +52,11 @@ def labeler_number(connection: sqlite3.Connection, name: str) -> int:
     if row is None:
         raise Refused("there is no such labeler")
     return int(row[0])
+
+
+def is_active(connection: sqlite3.Connection, name: str) -> bool:
+    """Whether somebody may label."""
+    return connection.execute("SELECT 1 FROM labelers WHERE name = ? AND active", (name,)).fetchone() is not None
 
 
 def token_of(secret: bytes, name: str) -> str:

@@ -1,6 +1,7 @@
 """Everything that is known of a labelling job, in one SQLite file: tasks, labelers, what is in whose hands, answers.
 
-Whatever a call has done is on the disk when it returns. Any thread and several processes may use a file at once.
+Whatever a call has done is on the disk when it returns, inside `together` when the block is over. Any thread and
+several processes may use a file at once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,15 @@ class Store:
         """Closes the file."""
         self._database.close()
 
+    def together(self) -> AbstractContextManager[None]:
+        """All that this thread changes inside is on the disk when the block is over, at once; what raises inside and is
+        caught undoes itself alone.
+
+        Raises:
+            RlhfKitError: the file cannot be written; nothing of the block is kept.
+        """
+        return self._database.together()
+
     # ---- what is asked, and of whom
 
     def configure(self, settings: Settings) -> None:
@@ -56,7 +67,8 @@ class Store:
         self._database.write(lambda connection: remember(connection, settings))
 
     def add(self, tasks: Iterable[Task], *, batch: str = "") -> int:
-        """Adds tasks and returns how many are new; one that is there already belongs to the new batch too."""
+        """Adds tasks and returns how many are new; one that is there already belongs to the new batch too, and gets the
+        higher of both priorities."""
         found = list(tasks)  # made before the file is held, whatever that takes
         return self._database.write(lambda connection: changes.add(connection, found, batch))
 
@@ -82,6 +94,11 @@ class Store:
         """Who may label, in the order in which they came."""
         with self._database.reading() as connection:
             return people.active(connection)
+
+    def may_label(self, name: str) -> bool:
+        """Whether that is one of the `labelers`."""
+        with self._database.reading() as connection:
+            return people.is_active(connection, name)
 
     def token(self, name: str) -> str:
         """What lets a labeler in, or `ADMIN`; the same as long as the file is."""
@@ -193,7 +210,7 @@ class Store:
             return accounts.progress_of_all(connection)[1]
 
     def version(self) -> object:
-        """Differs from an earlier one where answers have changed since."""
+        """Differs from an earlier one where answers, skips or who may label have changed since."""
         with self._database.reading() as connection:
             return accounts.version(connection)
 

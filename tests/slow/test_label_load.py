@@ -1,7 +1,8 @@
 """Fifty labelers at once on a real server: none of 5,000 answers lost, none twice, and none later than people notice.
 
-Each labeler pauses 0.3 s on average before an answer, about fifty times less than a person who reads. The limits are
-those that are shipped.
+Each labeler pauses 0.3 s on average before an answer, about fifty times less than a person who reads, or not at all:
+then all fifty always wait, and 95 % of them for less than 80 ms on two quiet cores (`benchmarks/bench_label.py`); the
+bar here leaves room for other work beside it. The limits are those that are shipped.
 """
 
 from __future__ import annotations
@@ -51,17 +52,18 @@ def check(server: Server, book: Book, tasks: int) -> None:
     assert isinstance(verdict, Verdict)
 
 
-def test_fifty_labelers_give_5000_answers(tmp_path):
+@pytest.mark.parametrize(("think", "bar"), [(0.3, 0.1), (0.0, 0.3)])
+def test_fifty_labelers_give_5000_answers(tmp_path, think, bar):
     server, book = start(tmp_path, 5000), Book()
     try:
-        asyncio.run(label_all(server.links.items(), book, think=0.3))
+        asyncio.run(label_all(server.links.items(), book, think=think))
     finally:
         code, _ = server.end()
     assert code == 0 and server.log == ""
     assert len(book.answers) == 5000 and book.broken == 0 and book.refused == []
     check(server, book, 5000)
     assert len({labeler for labeler, _ in book.answers}) == 50
-    assert book.percentile(0.95) < 0.1, f"{book.percentile(0.95):.3f} s"
+    assert book.percentile(0.95) < bar, f"{book.percentile(0.95):.3f} s"
 
 
 def test_a_server_that_is_killed_has_lost_nothing_that_it_acknowledged(tmp_path):

@@ -6,6 +6,7 @@ guard.py     the door, which each request passes before anything of its body is 
 bodies.py    what may stand in a body
 state.py     what is answered, as JSON
 views.py     what is asked of the store
+writing.py   changes of many labelers, written at once
 pages.py     the files of `static/`
 app.py       the routes, and what is said of errors
 """

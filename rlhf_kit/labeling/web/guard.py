@@ -24,6 +24,7 @@ __all__ = ["LOGIN", "Guard", "log_refusal"]
 
 LOGIN = "/api/session"
 _log = logging.getLogger(__name__)
+_ADDED = [(name.lower().encode(), value.encode()) for name, value in {"Cache-Control": "no-store", **HEADERS}.items()]
 _SECRET = re.compile(r"[A-Za-z0-9_-]{16,}")
 
 
@@ -149,9 +150,7 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             given = {name.lower() for name, _ in message["headers"]}
-            added = {"Cache-Control": "no-store", **HEADERS}
-            more = [(name.lower().encode(), value.encode()) for name, value in added.items()]
-            message["headers"] = [*message["headers"], *(pair for pair in more if pair[0] not in given)]
+            message["headers"] = [*message["headers"], *(pair for pair in _ADDED if pair[0] not in given)]
             if _log.isEnabledFor(logging.DEBUG):
                 _log.debug("%s", _line("answered", self._scope, message["status"]))
         await self._send(message)

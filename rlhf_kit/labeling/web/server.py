@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import sys
 import time
@@ -84,7 +85,12 @@ def run(server: uvicorn.Server, listener: socket.socket) -> None:
         await server.serve(sockets=[listener])
         watch.cancel()
 
-    asyncio.run(serve())
+    gc.collect()
+    gc.freeze()  # all modules' objects, which a full collection would look at for 50 ms with everybody waiting
+    try:
+        asyncio.run(serve())
+    finally:
+        gc.unfreeze()
 
 
 async def _close_idle(server: uvicorn.Server) -> None:

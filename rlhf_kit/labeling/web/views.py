@@ -1,12 +1,12 @@
-"""What the page asks of the store: in threads, so that waiting for the disk holds nobody else up."""
+"""What the page asks of the store: what changes it by way of `Writer`, what takes long in threads."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from rlhf_kit.labeling.assignment import Assignment, Settings
+from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.exporting import records, write_records
 from rlhf_kit.labeling.figures import figures
 from rlhf_kit.labeling.store import Store, Turn
@@ -32,6 +32,7 @@ from rlhf_kit.labeling.web.bodies import (
 from rlhf_kit.labeling.web.guard import LOGIN, too_many
 from rlhf_kit.labeling.web.security import Limits, Origins, Person, RateLimit, Refusal, Sessions
 from rlhf_kit.labeling.web.state import me_json, state_json
+from rlhf_kit.labeling.web.writing import Writer
 from rlhf_kit.outputs import json_line, row_of
 
 __all__ = ["Admin", "Labeling", "Login", "Site"]
@@ -90,7 +91,7 @@ class Labeling:
 
     def __init__(self, site: Site) -> None:
         self._site, self._store = site, site.store
-        self._threads = CapacityLimiter(8)  # what waits for the disk together is committed together
+        self._writer = Writer(site.store)
 
     def routes(self) -> list[Route]:
         """Under /api."""
@@ -111,59 +112,50 @@ class Labeling:
     async def task(self, request: Request) -> Response:
         """The state."""
         name = _reader(request, "labeler").name
-        return await self._run(lambda: self._state(self._store.turn(name, self._site.settings)))
+        return await self._writer.write(lambda: self._store.turn(name, self._site.settings), self._state)
 
     async def draft(self, request: Request) -> Response:
         """Keeps what stands on the page so far."""
         name, body = _writer(request, "labeler").name, parse_body(await request.body(), DraftBody)
 
-        def keep() -> dict[str, Any]:
-            self._store.keep_draft(name, body.assignment, body.draft)
-            return {"ok": True}
-
-        return await self._run(keep)
+        return await self._writer.write(
+            lambda: self._store.keep_draft(name, body.assignment, body.draft), lambda _: JSONResponse({"ok": True})
+        )
 
     async def answer(self, request: Request) -> Response:
         """Keeps a reply; what comes next is the answer."""
         name, body = _writer(request, "labeler").name, parse_body(await request.body(), AnswerBody)
-        reply = reply_in(body)
-
-        def keep() -> dict[str, Any]:
-            given = self._site.settings
-            return self._state(self._store.answer_and_turn(name, body.assignment, reply, body.seconds, given))
-
-        return await self._run(keep)
+        reply, settings = reply_in(body), self._site.settings
+        return await self._writer.write(
+            lambda: self._store.answer_and_turn(name, body.assignment, reply, body.seconds, settings), self._state
+        )
 
     async def skip(self, request: Request) -> Response:
         """Passes a task on; what comes next is the answer."""
         name, body = _writer(request, "labeler").name, parse_body(await request.body(), SkipBody)
 
-        def keep() -> dict[str, Any]:
+        def keep() -> Turn:
             self._store.skip(name, body.assignment, body.reason, body.note, body.seconds)
-            return self._state(self._store.turn(name, self._site.settings))
+            return self._store.turn(name, self._site.settings)
 
-        return await self._run(keep)
+        return await self._writer.write(keep, self._state)
 
     async def undo(self, request: Request) -> Response:
         """Opens the last task again, which the state has then."""
         name = _writer(request, "labeler").name
         parse_body(await request.body(), UndoBody)
 
-        def undo() -> dict[str, Any]:
+        def undo() -> Turn:
             opened = self._store.undo(name)
-            return self._state(self._store.turn(name, self._site.settings), opened)
+            turn = self._store.turn(name, self._site.settings)
+            return turn if opened is None else replace(turn, assignment=opened)  # it comes before what else is open
 
-        return await self._run(undo)
+        return await self._writer.write(undo, self._state)
 
-    def _state(self, turn: Turn, opened: Assignment | None = None) -> dict[str, Any]:
-        """As JSON; what was just opened comes before what else is open."""
-        assignment = opened or turn.assignment
+    def _state(self, turn: Turn) -> Response:
         # What others have begun comes back if they do not finish it.
-        waiting = assignment is None and (turn.paused or self._site.stay or not turn.is_over)
-        return state_json(assignment, turn.progress, paused=turn.paused, waiting=waiting)
-
-    async def _run(self, function: Callable[[], dict[str, Any]]) -> Response:
-        return await run_sync(lambda: JSONResponse(function()), limiter=self._threads)
+        waiting = turn.assignment is None and (turn.paused or self._site.stay or not turn.is_over)
+        return JSONResponse(state_json(turn.assignment, turn.progress, paused=turn.paused, waiting=waiting))
 
 
 class Admin:
