@@ -168,6 +168,18 @@ def test_those_of_an_evaluation_that_was_left_come_last(tmp_path: Path) -> None:
     assert order == ["new"]
 
 
+def test_the_bar_counts_a_comparison_that_is_taken_back_once(tmp_path: Path) -> None:
+    """`ask` holds what the bar was told against the number of comparisons."""
+
+    def serve(store: Store, serving: Any, *, done: Callable[[], bool], told: Any) -> None:
+        assert work(store, "labeler", LONGER, serving.settings) == 2 and done()
+        assert store.undo("labeler") is not None and not done()
+        assert work(store, "labeler", LONGER, serving.settings) == 1 and done()
+
+    questions = [question(f"p {n}", ["aa"], ["b"]) for n in range(2)]
+    assert ask(PageJudge(serve=serve), questions, tmp_path).missing == 0
+
+
 def test_in_a_browser_by_people_who_see_no_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The page itself, over HTTP: two people with a link each share the work, and it ends when all is judged."""
     questions = [question(f"p {n}", [f"{'a' * (n + 1)}"], ["bb"]) for n in range(4)]

@@ -228,6 +228,22 @@ def test_fresh_answers_are_asked_before_those_that_nobody_waits_for(tmp_path: Pa
     assert given is not None and given.task.candidates[0].text == "fresh"
 
 
+def test_an_answer_that_comes_again_is_waited_for_again(tmp_path: Path) -> None:
+    source, asked = reward(tmp_path / "live.sqlite", timeout=0.1, on_timeout="skip"), list[str]()
+    source(answered(PLAIN, ["old", "older", "again"]))
+    source.update = 1
+    source(answered(PLAIN[2:], ["again"]))
+
+    def noting(task: Task, order: tuple[int, ...]) -> RateReply:
+        asked.append(task.candidates[0].text)
+        return rate(task, order)
+
+    with closing(Store(source.path)) as store:
+        store.set_labelers(["anna"])
+        work(store, "anna", noting)
+    assert asked == ["again", "old", "older"]
+
+
 # ---------------------------------------------------------------- told to end
 
 

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 LABEL_STUDIO, ARGILLA = "label-studio", "argilla"
 _MOST_NAMED = 5  # rows that are told one by one
+_AT_ONCE = 1_000  # rows that wait for the disk once; whoever serves the store waits for so many
 
 
 def hand_over(tasks: Sequence[Task], to: str, out: Path) -> int:
@@ -209,21 +210,19 @@ def take(store: Store, file: str) -> int:
     for task in store.tasks():
         if task.prompt is not None and not task.gold:
             tasks[prompt_name(task.prompt)].append(task)
-    account = _Account(store, from_tool=found.format is not None)
-    for record, where in zip(checked.records, checked.wheres, strict=True):
-        assert isinstance(record, (Ranking, Rating))
-        labeler = record.labeler or Path(file).name.partition(".")[0]
-        account.take(record, labeler, tasks.get(prompt_name(record.prompt), []), where)
-    account.tell(file, len(checked.records))
+    account, unnamed = _Account(store, from_tool=found.format is not None), Path(file).name.partition(".")[0]
+    rows = list(zip(checked.records, checked.wheres, strict=True))
+    for start in range(0, len(rows), _AT_ONCE):
+        with store.together():
+            for record, where in rows[start : start + _AT_ONCE]:
+                assert isinstance(record, (Ranking, Rating))
+                account.take(record, record.labeler or unnamed, tasks.get(prompt_name(record.prompt), []), where)
+    account.tell(file, len(rows))
     return account.new
 
 
 class _Account:
-    """What became of the rows of a file.
-
-    Args:
-        from_tool: they were shown as `hand_over` shows them.
-    """
+    """What became of the rows of a file; `from_tool` says that they were shown as `hand_over` shows them."""
 
     def __init__(self, store: Store, *, from_tool: bool) -> None:
         self.store, self.from_tool = store, from_tool

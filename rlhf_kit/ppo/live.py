@@ -10,10 +10,8 @@ import math
 import re
 import shlex
 import time
-from collections import defaultdict
-from collections.abc import Callable
-from collections.abc import Set as AbstractSet
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -27,6 +25,7 @@ from rlhf_kit.errors import EngineError, RlhfKitError
 from rlhf_kit.labeling.replies import RateReply
 from rlhf_kit.labeling.store import Store
 from rlhf_kit.labeling.tasks import Candidate, Task
+from rlhf_kit.labeling.watching import Watch
 from rlhf_kit.ppo.answers import Answers
 from rlhf_kit.reasons import NON_BLANK
 from rlhf_kit.recipe_live import LIVE, LiveSection
@@ -85,12 +84,20 @@ class LiveReward:
             SystemExit: the run was told to end.
         """
         tasks = [self._task(answers, place) for place in range(len(answers))]
-        asked = list({task.id: task for task in tasks if task is not None}.values())
-        with closing(Store(self.path)) as store:
-            store.add(asked, batch=LIVE)
-            store.add(asked, batch=f"{LIVE} {self.update}")  # to read no more than these
-            scores = self._wait(_Said(store, f"{LIVE} {self.update}", {task.id for task in asked}, self.section))
+        asked = {task.id: task for task in launch.gathered([task for task in tasks if task is not None])}
+        # A file in WAL mode is for the processes of one machine (https://www.sqlite.org/wal.html).
+        with closing(Store(self.path)) if launch.is_main() else nullcontext() as store:
+            watch = None if store is None else self._put(store, asked)
+            self._wait(watch, len(asked))
+            scores = launch.agreed({} if watch is None else _means(watch))
         return torch.tensor([_LOWEST if task is None else scores.get(task.id, math.nan) for task in tasks])
+
+    def _put(self, store: Store, asked: Mapping[str, Task]) -> Watch:
+        """Puts them where the page finds them."""
+        batch = f"{LIVE} {self.update}"  # to read no more than these
+        for name in (LIVE, batch):
+            store.add(asked.values(), batch=name)
+        return Watch(store, asked.keys(), opinions=self.section.overlap, batch=batch)
 
     def _task(self, answers: Answers, place: int) -> Task | None:
         """None for an answer without text."""
@@ -105,27 +112,27 @@ class LiveReward:
         candidate = Candidate(text, bool(answers.ended[place]), f"update {self.update + 1}")
         return Task("rate", prompt, (candidate,), priority=float(self.update))  # the newest are waited for
 
-    def _wait(self, said: _Said) -> dict[str, float]:
-        """The scores by task, as soon as each has all that it gets, or when nobody is waited for any longer. Several
-        processes wait as long as the slowest, in step."""
-        count, told, silent = _of_all(said.count), _of_all(said.left), 0.0
+    def _wait(self, watch: Watch | None, count: int) -> None:
+        """Until each of the tasks has all that it gets, or nobody is waited for any longer. Of several processes the
+        main one has the watch, and all go on in step."""
+        told, silent = launch.agreed(0 if watch is None else watch.left), 0.0
         before = spoke = time.monotonic()
         if told:
             self._ask(told)
-        while left := _of_all(said.left):
+        while left := launch.agreed(0 if watch is None else watch.left):
             if self.wants_to_end():
                 raise SystemExit(TERMINATED)
             time.sleep(_POLL)
             now = time.monotonic()
-            silent = 0.0 if said.news() else silent + (now - before) * (not said.store.paused)
+            if watch is not None:
+                silent = 0.0 if watch.look() else silent + (now - before) * (not watch.store.paused)
             before = now
-            if not launch.any_of(silent < self.section.timeout):
-                self._give_up(f"{_of_all(said.left)} of {count}")
+            if launch.agreed(silent) >= self.section.timeout:
+                self._give_up(f"{left} of {count}")
                 break
             if now - spoke > _TOLD_EVERY and left < told:
                 spoke, told = now, left
                 log.info("ppo: %s: %d of %d answers are scored", self.name, count - left, count)
-        return said.means()
 
     def _ask(self, left: int) -> None:
         how = "" if self._asked else f"; ask for them with: {self.command}"
@@ -142,50 +149,10 @@ class LiveReward:
         log.warning("ppo: %s: %s; %s answers do without", self.name, words, left)
 
 
-def _of_all(count: int) -> int:
-    """The sum over the processes."""
-    return sum(launch.gathered([count]))
-
-
-class _Said:
-    """What people have said so far of some tasks.
-
-    Attributes:
-        count: of the tasks.
-        left: tasks that wait. None does any longer with as many scores as there shall be, or once everybody who may
-            score has scored or skipped it.
-    """
-
-    def __init__(self, store: Store, batch: str, tasks: AbstractSet[str], section: LiveSection) -> None:
-        self.store, self._batch, self._tasks, self._overlap = store, batch, tasks, section.overlap
-        self.count = len(tasks)
-        self._read()
-
-    def news(self) -> bool:
-        """Whether anything was said since it was last read."""
-        before = self._scores, self._skips
-        self._read()
-        return (self._scores, self._skips) != before
-
-    def means(self) -> dict[str, float]:
-        """By task, of -1 to 1; those without a score are not among them."""
-        return {
-            task: sum((score - _MIDDLE) / _STEPS for score in scores.values()) / len(scores)
-            for task, scores in self._scores.items()
-        }
-
-    def _read(self) -> None:
-        self._scores, self._skips = defaultdict[str, dict[str, int]](dict), defaultdict[str, set[str]](set)
-        for said in self.store.answered(batch=self._batch):
-            if said.task.id in self._tasks and isinstance(said.reply, RateReply):
-                self._scores[said.task.id][said.labeler] = said.reply.overall
-        for skipped in self.store.skipped():
-            if skipped.task.id in self._tasks:
-                self._skips[skipped.task.id].add(skipped.labeler)
-        people = set(self.store.labelers())
-        self.left = sum(not self._is_settled(task, people) for task in self._tasks)
-
-    def _is_settled(self, task: str, people: AbstractSet[str]) -> bool:
-        scored = self._scores.get(task, {})
-        everybody = bool(people) and people <= scored.keys() | self._skips.get(task, set())
-        return len(scored) >= self._overlap or everybody
+def _means(watch: Watch) -> dict[str, float]:
+    """Of the marks, by task, from -1 to 1; those without a mark are not among them."""
+    marks = {
+        task: [(one.reply.overall - _MIDDLE) / _STEPS for one in answers if isinstance(one.reply, RateReply)]
+        for task, answers in watch.answers.items()
+    }
+    return {task: sum(said) / len(said) for task, said in marks.items()}

@@ -16,7 +16,7 @@ import pytest
 import torch
 from labelers import labelers, rate
 from safetensors.torch import load_file
-from test_ppo_live import ONLY_LIVE
+from test_ppo_live import ONLY_LIVE, by_hand
 from tiny_recipe import write_recipe
 
 from rlhf_kit.labeling.exporting import records
@@ -34,6 +34,24 @@ def start(directory: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "rlhf_kit", "ppo", "recipe.yaml", *overrides]
     with (directory / "said.log").open("a") as log:
         return subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=log, text=True)
+
+
+def by_two(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """What two processes that torchrun has started say."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    return subprocess.run(
+        [sys.executable, *launcher, *words],
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
@@ -70,16 +88,9 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
 def test_two_processes_wait_for_each_others_answers(tmp_path: Path) -> None:
     """Each asks for its share, in one store; nobody there ends both, and the same command goes on."""
     write_recipe(tmp_path, ppo={**ONLY_LIVE, "per_device_train_batch_size": 4})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    command = [sys.executable, *launcher, "-m", "rlhf_kit", "ppo", "recipe.yaml"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
     def run(*overrides: str) -> subprocess.CompletedProcess[str]:
-        line = [*command, *overrides]
-        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        return by_two(tmp_path, "-m", "rlhf_kit", "ppo", "recipe.yaml", *overrides)
 
     said = run("ppo.live.timeout=1")
     assert said.returncode and "nobody has scored an answer for 1 seconds, and 16 of 16 wait" in said.stderr
@@ -97,3 +108,32 @@ def test_two_processes_wait_for_each_others_answers(tmp_path: Path) -> None:
     rows = [row for row in entries(tmp_path / "run" / "ppo" / "metrics.jsonl") if "rewards/live" in row]
     means = [sum(marks[f"update {number}"]) / 16 for number in (1, 2, 3, 4)]
     assert [row["rewards/live"] for row in rows] == pytest.approx(means, abs=1e-6)
+
+
+SHARES = (("same", "left"), ("same", "right"))
+ON_TWO_MACHINES = f"""
+import json, sys
+from pathlib import Path
+from test_ppo_rewards import answered
+from rlhf_kit import launch
+from rlhf_kit.ppo.live import LiveReward
+from rlhf_kit.recipe_live import LiveSection
+
+launch.connect()
+place = Path(sys.argv[1]) / f"machine-{{launch.rank()}}"
+texts = {SHARES}[launch.rank()]
+found = LiveReward(LiveSection(timeout=5), place / "live.sqlite")(answered([{{"prompt": "Hi"}}] * 2, list(texts)))
+Path(sys.argv[1], f"{{launch.rank()}}.json").write_text(json.dumps(found.tolist()))
+"""
+
+
+def test_people_are_asked_where_the_main_process_is(tmp_path: Path) -> None:
+    """Processes on two machines do not see each other's files, and SQLite's is for one machine alone."""
+    (tmp_path / "both.py").write_text(ON_TWO_MACHINES)
+    with labelers(tmp_path / "machine-0" / "live.sqlite", {"anna": rate}) as done:
+        said = by_two(tmp_path, str(tmp_path / "both.py"), str(tmp_path))
+    assert said.returncode == 0, said.stderr[-2000:]
+    assert len(done) == 3, "the same answer of two processes is one"
+    for rank, texts in enumerate(SHARES):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == pytest.approx([by_hand(text) for text in texts])
+    assert not (tmp_path / "machine-1").exists()

@@ -20,6 +20,7 @@ from rlhf_kit.labeling.replies import CompareReply
 from rlhf_kit.labeling.serving import Serving, serve
 from rlhf_kit.labeling.store import Store
 from rlhf_kit.labeling.tasks import Candidate, Task
+from rlhf_kit.labeling.watching import Watch
 from rlhf_kit.reasons import NON_BLANK
 from rlhf_kit.tournament import Verdicts
 
@@ -74,29 +75,26 @@ class PageJudge:
         tasks = self._tasks(questions)
         with closing(Store(kept / STORE)) as store:
             store.set_labelers(self.labelers)
-            said = _Said(store, set(tasks), progress)
-            if not said.done():
+            watch = Watch(store, tasks.keys())
+            done = _told(watch, progress)
+            if not done():
                 fresh = float(store.progress().tasks)  # those of other evaluations that nobody has made come last
                 store.add(Task("compare", t.prompt, t.candidates, priority=fresh) for t in tasks.values())
-                self._ask(said)
-            self._conclude(said, kept / STORE)
-            return self._judgement(questions, said.better)
+                log.info("judge %s: %d comparisons are wanted; open the page", self.name, watch.left)
+                serving = Serving(title="Which answer is better?")
+                self.serve(store, serving, done=done, told=lambda line: log.info("%s", line))
+            if not done():
+                self._go_on_without(watch)
+            return self._judgement(questions, _better(watch))
 
     def _tasks(self, questions: Sequence[Question]) -> dict[str, Task]:
         """By their ids."""
         made = (_task(questions[pair.prompt], pair) for pair in pairs_of(questions, self.comparisons))
         return {task.id: task for task in made if task is not None}
 
-    def _ask(self, said: _Said) -> None:
-        serving = Serving(title="Which answer is better?")
-        log.info("judge %s: %d comparisons are wanted; open the page", self.name, said.left)
-        self.serve(said.store, serving, done=said.done, told=lambda line: log.info("%s", line))
-
-    def _conclude(self, said: _Said, path: Path) -> None:
-        if said.done():
-            return
-        have = said.count - said.left
-        words = f"judge {self.name}: {have} of {said.count} comparisons are made and kept in {path}"
+    def _go_on_without(self, watch: Watch) -> None:
+        have = watch.count - watch.left
+        words = f"judge {self.name}: {have} of {watch.count} comparisons are made and kept in {watch.store.path}"
         if not self.partial or not have:
             raise RlhfKitError(f"{words}. The same command asks for the rest; with --partial it goes on without")
         log.warning("%s. Goes on with those that there are", words)
@@ -136,44 +134,31 @@ def _outcome(question: Question, pair: Pair, better: Mapping[str, Mapping[str, f
     return better.get(task.id, {}).get(ours)
 
 
-class _Said:
-    """What was said so far of some tasks, by their ids.
+def _told(watch: Watch, progress: Progress) -> Callable[[], bool]:
+    """Whether all are made, or skipped by everybody; each time it is asked the bar learns how many."""
+    known = 0
 
-    Attributes:
-        better: by task, how often each of the two texts was the better one, as a share; a tie is half.
-        left: tasks that nobody has judged, and not everybody has skipped.
-    """
+    def done() -> bool:
+        nonlocal known
+        watch.look()
+        if (made := watch.count - watch.left) > known:  # fewer are made where one was taken back
+            progress(made - known)
+            known = made
+        return watch.left == 0
 
-    def __init__(self, store: Store, tasks: set[str], progress: Progress) -> None:
-        self.store, self._tasks, self._progress = store, tasks, progress
-        self.count = self.left = len(tasks)
-        self.better: dict[str, dict[str, float]] = {}
-        self._seen: object = None
+    return done
 
-    def done(self) -> bool:
-        """Whether all are judged. The file is read where it says that something has come."""
-        now = self.store.version(), self.store.progress().skipped
-        if now != self._seen:
-            self._seen = now
-            self._read()
-        return self.left == 0
 
-    def _read(self) -> None:
-        votes = defaultdict[str, dict[str, list[float]]](dict)
-        for one in self.store.answered():
-            if one.task.id in self._tasks and isinstance(one.reply, CompareReply):
-                first, second = ranks_of(one.reply, one.order)
-                won = (first < second) + 0.5 * (first == second)
-                for candidate, share in zip(one.task.candidates, (won, 1 - won), strict=True):
-                    votes[one.task.id].setdefault(candidate.text, []).append(share)
-        self.better = {
-            task: {text: sum(shares) / len(shares) for text, shares in by_text.items()}
-            for task, by_text in votes.items()
-        }
-        people, skipped = set(self.store.labelers()), defaultdict[str, set[str]](set)
-        for skip in self.store.skipped():
-            skipped[skip.task.id].add(skip.labeler)
-        before = self.left
-        self.left = sum(task not in self.better and not people <= skipped[task] for task in self._tasks)
-        if self.left < before:
-            self._progress(before - self.left)
+def _better(watch: Watch) -> dict[str, dict[str, float]]:
+    """By task, how often each of the two texts was the better one, as a share; a tie is half."""
+    votes = defaultdict[str, dict[str, list[float]]](dict)
+    for task, answers in watch.answers.items():
+        for one in answers:
+            assert isinstance(one.reply, CompareReply)
+            first, second = ranks_of(one.reply, one.order)
+            won = (first < second) + 0.5 * (first == second)
+            for candidate, share in zip(one.task.candidates, (won, 1 - won), strict=True):
+                votes[task].setdefault(candidate.text, []).append(share)
+    return {
+        task: {text: sum(shares) / len(shares) for text, shares in by_text.items()} for task, by_text in votes.items()
+    }
