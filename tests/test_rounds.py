@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,16 @@ from rlhf_kit.checkpoint import read_json, read_manifest
 from rlhf_kit.cli import main
 from rlhf_kit.errors import DataError, RecipeError, RlhfKitError
 from rlhf_kit.labeling.assignment import Settings
+from rlhf_kit.labeling.exchange import hand_over
 from rlhf_kit.labeling.replies import AnswerReply, RankReply
 from rlhf_kit.labeling.store import Store
-from rlhf_kit.labeling.tasks import Task
+from rlhf_kit.labeling.tasks import Task, read_tasks
 from rlhf_kit.measures import pair_accuracy
 from rlhf_kit.recipe import load_recipe
 from rlhf_kit.records import prompt_name
 from rlhf_kit.reward_model import RewardModel
-from rlhf_kit.rounds import finished, go_round, history, next_round
+from rlhf_kit.rounds import Round, finished, go_round, history, next_round
+from rlhf_kit.rounds.labels import label
 from rlhf_kit.rounds.steps import once
 
 ROUND = {"prompts_per_round": 12, "k": 4, "labels": "rubric.py:count_cats"}
@@ -175,10 +178,21 @@ def test_labels_alone_so_that_something_else_can_train(two, tmp_path, capsys, mo
     assert "beats start" in capsys.readouterr().out and len(finished(home)) == 1
 
 
+def test_labels_are_read_and_warned_of_once(two, tmp_path, caplog):
+    """A row in which all answers are ranked the same is one warning of `validate`."""
+    home = Path(shutil.copytree(home_of(two), tmp_path / "run"))
+    labels = home / "round-1" / "labels.jsonl"
+    tied = {"prompt": "Say it.", "responses": [{"text": "cat", "rank": 1}, {"text": "dog", "rank": 1}]}
+    labels.write_text(labels.read_text() + json.dumps(tied) + "\n")
+    warnings = len(files.check(str(labels), "ranking").warnings)
+    go_round(load_recipe(two, [f"output_dir={home}"]), train=False)
+    assert caplog.text.count(f"{labels}: {warnings} warnings") == 1
+
+
 # -------------------------------------------------------------------- interrupted
 
 
-@pytest.mark.parametrize("step", ["gather", "label", "reward", "ppo", "evaluate", "figures"])
+@pytest.mark.parametrize("step", ["gather", "label", "reward", "ppo", "evaluate", "freshness"])
 def test_a_round_that_was_interrupted_goes_on_and_ends_the_same(two, tmp_path, monkeypatch, step):
     from rlhf_kit import pipeline
     from rlhf_kit.rounds import going
@@ -258,6 +272,58 @@ def test_a_file_of_labels_is_waited_for_and_matched(tmp_path, capsys):
     assert all(r.source == drawn[row.prompt][r.text] == "round-0" for row in labels for r in row.responses)
 
 
+def answered_by_hand(directory: Path, labels: str) -> tuple[Round, Path]:
+    """A round whose answers are two prompts' with two answers each."""
+    one = Round(1, directory / "run", load_recipe(write(directory, round={"labels": labels})))
+    answers = directory / "answers.jsonl"
+    drawn = [{"text": text, "source": source, "ended": True} for text, source in (("cat", "round-0"), ("dog", "base"))]
+    rows = [{"prompt": prompt, "meta": {"responses": drawn}} for prompt in ("Say one.", "Say two.")]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return one, answers
+
+
+def test_a_file_may_be_what_a_labelling_tool_exports(tmp_path, caplog):
+    """Its project has earlier rounds too, a task that somebody skipped, and another's that is not there yet."""
+    one, answers = answered_by_hand(tmp_path, str(tmp_path / "export.json"))
+    tasks = read_tasks(str(answers), "rank")
+    hand_over([*tasks, replace(tasks[0], prompt="Of a round before.")], "label-studio", tmp_path / "tasks.json")
+    export = json.loads((tmp_path / "tasks.json").read_text())
+    for row in export:
+        ids = [item["id"] for item in sorted(row["data"]["items"], key=lambda item: item["body"])]  # cat before dog
+        value = {"ranker": {"rank": ids}}
+        result = [{"type": "ranker", "from_name": "rank", "to_name": "answers", "value": value}]
+        row["annotations"] = [{"completed_by": "anna", "was_cancelled": False, "result": result}]
+    export[1]["annotations"] = [{"completed_by": "anna", "was_cancelled": True, "result": []}]
+    (tmp_path / "export.json").write_text(json.dumps(export))
+    found = label(one, answers, tmp_path / "labels.jsonl", str, browser=False)
+    (ranking,) = files.load(str(tmp_path / "labels.jsonl"), "ranking")
+    assert {(r.text, r.rank, r.source) for r in ranking.responses} == {("cat", 1, "round-0"), ("dog", 2, "base")}
+    assert (ranking.prompt, found["labelers"], found["pairs"]) == ("Say one.", ["anna"], 1)
+    assert "1 rankings in" in caplog.text and "are left out: they are of other prompts" in caplog.text
+    assert "1 of 2 prompts are not ranked" in caplog.text
+
+
+def test_a_file_of_other_prompts_alone_is_refused(tmp_path):
+    one, answers = answered_by_hand(tmp_path, str(tmp_path / "ranked.jsonl"))
+    responses = [{"text": "cat", "rank": 1}, {"text": "dog", "rank": 2}]
+    (tmp_path / "ranked.jsonl").write_text(json.dumps({"prompt": "Say three.", "responses": responses}) + "\n")
+    with pytest.raises(DataError, match="no ranking is of a prompt of this round"):
+        label(one, answers, tmp_path / "labels.jsonl", str, browser=False)
+
+
+def test_what_a_ranking_in_a_file_says_besides_is_kept(tmp_path):
+    """Also what no page could have said: a part of the answers, an axis of its own, how much it counts."""
+    one, answers = answered_by_hand(tmp_path, str(tmp_path / "ranked.jsonl"))
+    marks = {"overall": 7, "flags": {"hallucination": False}, "axes": {"style": 1}}
+    responses = [{"text": "dog", "rank": 1, "source": "mine", **marks}, {"text": "cat", "rank": 2}]
+    said = {"weight": 2.0, "margin": 0.5, "labeler": "ben", "meta": {"seconds": 3.0}}
+    (tmp_path / "ranked.jsonl").write_text(json.dumps({"prompt": "Say two.", "responses": responses, **said}) + "\n")
+    found = label(one, answers, tmp_path / "labels.jsonl", str, browser=False)
+    (row,) = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert row["responses"] == [responses[0], {**responses[1], "source": "round-0"}] and row["id"] == "round-1-1"
+    assert {name: row[name] for name in said} == said and found["labeler_seconds"] == 3.0
+
+
 def cats_on_the_page(task: Task, order: tuple[int, ...]) -> RankReply:
     """The more cats the better, by the letters under which the answers are shown."""
     texts = [task.candidates[place].text for place in order]
@@ -306,6 +372,8 @@ def test_reward_models_label_by_their_mean_and_select_by_their_disagreement(two,
     assert (one / "reward-2" / "manifest.json").is_file()
     assert read_manifest(one / "reward-2").recipe["seed"] == 1001
     assert read_json(one / "round.json")["reward_fresh"].keys() == {"round-0"}, "data.rankings trained one"
+    heldout = [read_manifest(d / "reward").metrics["heldout_accuracy_by_prompt"] for d in (home_of(path), one)]
+    assert [row.reward_heldout for row in history(home_of(path)).rows] == heldout
     rankings = files.load(str(one / "labels.jsonl"), "ranking")
     drawn, scores = [], []
     for ranking in rankings:

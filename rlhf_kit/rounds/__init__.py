@@ -1,7 +1,7 @@
 """Steps 2 and 3 again and again: the newest policy's answers are labelled, and reward model and policy trained anew.
 
 `places` says where a round stands and what its recipe is, `going` goes one round, `labels` has its answers ranked,
-`figures` and `history` say what came of it.
+`freshness` and `history` say what came of it.
 """
 
 from .going import go_round

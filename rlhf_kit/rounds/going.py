@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from rlhf_kit.outputs import Files, json_line, row_of
 from rlhf_kit.pipeline import REWARD
 from rlhf_kit.recipe import Recipe, lacks_for_rounds
 from rlhf_kit.records import Prompt, Ranking, prompt_name
-from rlhf_kit.rounds.figures import figures
+from rlhf_kit.rounds.freshness import freshness
 from rlhf_kit.rounds.labels import identity_of, label
 from rlhf_kit.rounds.places import KEPT, ROUND, Round, next_round
 from rlhf_kit.rounds.steps import once
@@ -66,26 +68,27 @@ def go_round(
     _start(one)
     one.directory.mkdir(parents=True, exist_ok=True)
     one.write_recipe()
-    said: dict[str, Any] = {}
-    answers, labels = one.answers, one.labels
-    said["answers"] = _sample(one, answers, progress)
-    made_from = {"answers": files.sha256_of(str(answers)), "labels": identity_of(one)}
-    said["labels"] = once(labels, made_from, lambda: label(one, answers, labels, told, browser=browser))
-    _gather_rankings(one)
+    earlier = [files.load(str(other.labels), "ranking") for other in one.earlier[1:]]
+    drawn = _sample(one, earlier, progress)
+    made_from = {"answers": files.sha256_of(str(one.answers)), "labels": identity_of(one)}
+    given = once(one.labels, made_from, lambda: label(one, one.answers, one.labels, told, browser=browser))
+    fresh = files.load(str(one.labels), "ranking")
+    _gather_rankings(one, [*earlier, fresh])
     if not train:
         return one
     _train(one)
     started = time.monotonic()
-    evaluation = _evaluate(one)
+    _evaluate(one)
+    found = {"round": one.number, "reward_fresh": freshness(one, fresh)}
     seconds = {
-        "sample": said["answers"]["seconds"],
-        "label": said["labels"]["seconds"],
+        "sample": drawn["seconds"],
+        "label": given["seconds"],
         "reward": sum(read_manifest(reward).seconds for reward in one.rewards),
         "ppo": read_manifest(one.directory / PPO).seconds,
+        "evaluation": round(time.monotonic() - started, 1),
     }
-    found = figures(one, evaluation, labels)
-    seconds["evaluation"] = round(time.monotonic() - started, 1)
-    write_json(one.directory / ROUND, {**found, **_cost(said), "seconds": seconds})
+    labels = {name: given[name] for name in ("rankings", "pairs", "labelers", "labeler_seconds")}
+    write_json(one.directory / ROUND, {**found, "labels": labels, "answers": drawn["gathered"], "seconds": seconds})
     log.info("round %d: done", one.number)
     return one
 
@@ -103,13 +106,14 @@ def _start(one: Round) -> None:
 # -------------------------------------------------------------------- answers
 
 
-def _sample(one: Round, out: Path, progress: Progress) -> dict[str, Any]:
+def _sample(one: Round, earlier: Sequence[Sequence[Ranking]], progress: Progress) -> dict[str, Any]:
     section = one.whole.round
     judges = one.before.rewards
     select = section.select if len(judges) >= (2 if section.select == "disagreement" else 1) else None
     if section.select is not None and select is None:
         log.info("round %d: no reward models yet to select by: prompts are taken by chance", one.number)
-    prompts = _prompts(one, section.prompts_per_round * (section.candidates if select else 1))
+    number = section.prompts_per_round * (section.candidates if select else 1)
+    prompts = _prompts(one, earlier)[:number]
     wish = Gathering(
         policies=_answering(one),
         prompts=prompts,
@@ -121,26 +125,21 @@ def _sample(one: Round, out: Path, progress: Progress) -> dict[str, Any]:
     )
 
     def draw() -> dict[str, Any]:
-        found = gather(wish, out, kept=one.home / KEPT, progress=progress)
+        found = gather(wish, one.answers, kept=one.home / KEPT, progress=progress)
         log.info("round %d: %d prompts with %d answers", one.number, found.rows, found.distinct)
         return {"gathered": found.to_json()}
 
-    return once(out, wish.inputs, draw)
+    return once(one.answers, wish.inputs, draw)
 
 
-def _prompts(one: Round, number: int) -> list[Prompt]:
-    """The prompts of a round: in an order by the seed, those first that were labelled least often."""
+def _prompts(one: Round, earlier: Sequence[Sequence[Ranking]]) -> list[Prompt]:
+    """In an order by the seed, those first that were labelled least often."""
     source = one.whole.round.prompts or one.whole.data.prompts
     assert source is not None  # checked
     prompts, _ = read_prompts(source)
     random.Random(one.whole.seed).shuffle(prompts)
-    labelled: dict[Any, int] = {}
-    for other in one.earlier[1:]:
-        for ranking in files.load(str(other.labels), "ranking"):
-            name = prompt_name(ranking.prompt)
-            labelled[name] = labelled.get(name, 0) + 1
-    prompts.sort(key=lambda prompt: labelled.get(prompt_name(prompt.prompt), 0))
-    return prompts[:number]
+    labelled = Counter(prompt_name(ranking.prompt) for rankings in earlier for ranking in rankings)
+    return sorted(prompts, key=lambda prompt: labelled[prompt_name(prompt.prompt)])
 
 
 def _answering(one: Round) -> tuple[Policy, ...]:
@@ -160,24 +159,20 @@ def _answering(one: Round) -> tuple[Policy, ...]:
 # -------------------------------------------------------------------- training
 
 
-def _gather_rankings(one: Round) -> None:
+def _gather_rankings(one: Round, of_rounds: Sequence[Sequence[Ranking]]) -> None:
     """The rankings of all rounds in one file, and before them those that the rounds started with."""
-    sources = [str(r.labels) for r in (*one.earlier[1:], one)]
-    if one.whole.data.rankings is not None:
-        sources.insert(0, one.whole.data.rankings)
-    out = one.rankings
+    sources, first = [str(r.labels) for r in (*one.earlier[1:], one)], one.whole.data.rankings
+    if first is not None:
+        sources.insert(0, first)
 
     def write() -> dict[str, Any]:
-        rows = 0
-        with Files([out]) as written:
-            for source in sources:
-                for record in files.load(source, "ranking"):
-                    assert isinstance(record, Ranking)
-                    written.write(out, json_line(row_of(record)))
-                    rows += 1
-        return {"rankings": rows}
+        rankings = [*(files.load(first, "ranking") if first is not None else ()), *chain(*of_rounds)]
+        with Files([one.rankings]) as written:
+            for ranking in rankings:
+                written.write(one.rankings, json_line(row_of(ranking)))
+        return {"rankings": len(rankings)}
 
-    once(out, {"sources": [files.sha256_of(source) for source in sources]}, write)
+    once(one.rankings, {"sources": [files.sha256_of(source) for source in sources]}, write)
 
 
 def _train(one: Round) -> None:
@@ -193,7 +188,7 @@ def _train(one: Round) -> None:
 # -------------------------------------------------------------------- comparison
 
 
-def _evaluate(one: Round) -> dict[str, Any]:
+def _evaluate(one: Round) -> None:
     """All rounds so far on the held-out prompts, by the newest reward model and the rubric; `evaluation.json`."""
     recipe = one.recipe
     assert recipe.data.prompts_heldout is not None  # checked
@@ -214,7 +209,6 @@ def _evaluate(one: Round) -> dict[str, Any]:
     out = one.directory / "evaluation"
     out.mkdir(exist_ok=True)
     write_json(out / EVALUATION, found)
-    return found
 
 
 def _policy(one: Round) -> Policy:
@@ -233,9 +227,3 @@ def _policy(one: Round) -> Policy:
         updates=updates,
         held_to=start if one.number else None,
     )
-
-
-def _cost(said: dict[str, Any]) -> dict[str, Any]:
-    labels = said["labels"]
-    kept = ("rankings", "pairs", "labelers", "labeler_seconds")
-    return {"labels": {name: labels[name] for name in kept}, "answers": said["answers"]["gathered"]}

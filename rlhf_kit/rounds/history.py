@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_kit.checkpoint import read_json
+from rlhf_kit.checkpoint import MANIFEST, read_json, read_manifest
+from rlhf_kit.evaluation.evaluated import REWARD, RUBRIC
 from rlhf_kit.evaluation.stage import EVALUATION
-from rlhf_kit.rounds.figures import judge_of
 from rlhf_kit.rounds.places import rounds_of
 
 __all__ = ["History", "Row", "history"]
@@ -68,12 +68,18 @@ def history(home: Path) -> History:
     """
     found = rounds_of(home)
     newest: dict[str, Any] = read_json(home / f"round-{len(found)}" / "evaluation" / EVALUATION)
-    judge = judge_of(newest)
-    rows = [_row(number, found, newest, judge) for number in range(len(found) + 1)]
+    judge = _judge_of(newest)
+    rows = [_row(number, home, found, newest, judge) for number in range(len(found) + 1)]
     return History(judge["what"], len(newest["prompts"]), tuple(rows))
 
 
-def _row(number: int, found: list[dict[str, Any]], newest: dict[str, Any], judge: dict[str, Any]) -> Row:
+def _judge_of(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The judge that rounds are compared by: the rubric, which trained nothing; else the newest reward model."""
+    judges: dict[str, dict[str, Any]] = {judge["name"]: judge for judge in evaluation["judges"]}
+    return judges.get(RUBRIC) or judges.get(REWARD) or next(iter(judges.values()))
+
+
+def _row(number: int, home: Path, found: list[dict[str, Any]], newest: dict[str, Any], judge: dict[str, Any]) -> Row:
     name, own = f"round-{number}", found[number - 1] if number else None
     rates = judge["win_rates"].get(name, {})
     fresh = {
@@ -91,7 +97,13 @@ def _row(number: int, found: list[dict[str, Any]], newest: dict[str, Any], judge
         rankings=own["labels"]["rankings"] if own else 0,
         pairs=own["labels"]["pairs"] if own else 0,
         labeler_seconds=own["labels"]["labeler_seconds"] if own else 0.0,
-        reward_heldout=own["reward_heldout"] if own else None,
+        reward_heldout=_heldout((home / name if number else home) / REWARD),
         reward_fresh=fresh,
         seconds=own["seconds"] if own else {},
     )
+
+
+def _heldout(reward: Path) -> Interval | None:
+    """The accuracy of a round's reward model on prompts that were kept from it, of all rounds up to it."""
+    metrics = read_manifest(reward).metrics if (reward / MANIFEST).is_file() else {}
+    return metrics.get("heldout_accuracy_by_prompt")

@@ -21,6 +21,7 @@ from rlhf_kit.evaluation.stage import own_judges
 from rlhf_kit.files import sha256_of
 from rlhf_kit.measures import Floats
 from rlhf_kit.outputs import Files, json_line, row_of
+from rlhf_kit.ranked_files import read_rankings
 from rlhf_kit.recipe_round import PAGE
 from rlhf_kit.records import Prompt, Ranking, prompt_name
 from rlhf_kit.rounds.places import KEPT, Round
@@ -140,22 +141,26 @@ def _by_people(one: Round, answers: Path, told: Told, browser: bool) -> list[Ran
 
 
 def _from_file(one: Round, answers: Path, file: str) -> list[Ranking]:
-    """Rankings of these answers from a file.
+    """Rankings of these answers from a file, in any format that is known. Those of other prompts are left out: an
+    export of a labelling tool holds earlier rounds too.
 
     Raises:
         RlhfKitError: it is not there yet.
-        DataError: rows that are wrong, or rankings of other answers.
+        DataError: rows that are wrong, rankings of other answers to these prompts, or none of these prompts at all.
     """
     if not Path(file).is_file():
         raise RlhfKitError(
             f"round {one.number}: waits for labels: rank the answers in {answers} (rlhf-kit label {answers} --out "
             f"{file}), then the same command goes on"
         )
-    rankings = files.load(file, "ranking")
+    read = read_rankings([file])
+    for note in read.notes:
+        log.info("round %d: %s", one.number, note)
     asked = {prompt_name(p.prompt): {r["text"]: r for r in p.meta["responses"]} for p in _rows(answers)}
+    own = [ranking for ranking in read.records if prompt_name(ranking.prompt) in asked]
     found, problems = [], []
-    for ranking in rankings:
-        drawn = asked.get(prompt_name(ranking.prompt), {})
+    for ranking in own:
+        drawn = asked[prompt_name(ranking.prompt)]
         if unknown := [r.text for r in ranking.responses if r.text not in drawn]:
             problems.append(Problem(file, "responses", f"is no answer of this round: {unknown[0][:60]!r}"))
             continue
@@ -164,8 +169,14 @@ def _from_file(one: Round, answers: Path, file: str) -> list[Ranking]:
             for r in ranking.responses
         )
         found.append(ranking.model_copy(update={"responses": responses}))
+    if not own:
+        problems.append(
+            Problem(file, "prompt", f"no ranking is of a prompt of this round; its answers are in {answers}")
+        )
     if problems:
         raise DataError(problems)
+    if others := len(read.records) - len(own):
+        log.warning("round %d: %d rankings in %s are left out: they are of other prompts", one.number, others, file)
     if missing := len(asked) - len({prompt_name(ranking.prompt) for ranking in found}):
         log.warning("round %d: %d of %d prompts are not ranked in %s", one.number, missing, len(asked), file)
     return found
