@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,10 @@ def add_label(command: Command) -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("names nobody; write names with commas, such as anna,ben")
+    return names
 
 
 def _label(arguments: argparse.Namespace) -> int:
@@ -84,10 +88,11 @@ def _label(arguments: argparse.Namespace) -> int:
     )
     store = Store(place)
     try:
+        _check_kind(store, tasks)
         store.configure(settings)
         store.add(tasks)
         _work(arguments, store, settings)
-        _export(store, arguments.out)
+        _export(store, arguments)
     finally:
         store.close()
     return 0
@@ -104,9 +109,9 @@ def _place(arguments: argparse.Namespace) -> Path:
     if arguments.tasks is None and not place.exists() and not _is_blank(arguments):
         also = " or --limit N, so many prompts" if arguments.task == "write" else ""
         raise RlhfKitError(f"label: there is no store {place} yet; name TASKS, what is to be labelled{also}")
+    check_outputs(filter(None, (arguments.tasks, arguments.gold, arguments.take)), [arguments.out, place])
     if arguments.out.exists() and not place.exists():
         raise RlhfKitError(f"label: {arguments.out} exists, but its store {place} does not; name another file")
-    check_outputs(filter(None, (arguments.tasks, arguments.gold, arguments.take)), [arguments.out, place])
     if not (arguments.export or arguments.take):
         check_installed()
     return place
@@ -121,6 +126,15 @@ def _read(arguments: argparse.Namespace) -> list[Task]:
     elif _is_blank(arguments):
         tasks = blank_tasks(arguments.limit)
     return tasks + (read_tasks(arguments.gold, arguments.task, gold=True) if arguments.gold else [])
+
+
+def _check_kind(store: Store, tasks: Sequence[Task]) -> None:
+    """A file of records holds one kind: labelers' work would stand in the store, and could not be written."""
+    held = next((task.kind for task in store.tasks()), None)
+    if tasks and held not in (None, tasks[0].kind):
+        raise RlhfKitError(
+            f"label: {store.path} holds tasks to {held}, and these are to {tasks[0].kind}; name another --out for them"
+        )
 
 
 def _is_blank(arguments: argparse.Namespace) -> bool:
@@ -161,19 +175,24 @@ def _told(line: str) -> None:
     print(line, flush=True)  # who started this in the background reads the links at once
 
 
-def _export(store: Store, out: Path) -> None:
+def _export(store: Store, arguments: argparse.Namespace) -> None:
     from rlhf_kit.labeling.exporting import write_records
 
-    written, left = write_records(store, out), store.progress().left
-    rest = f"; {left:,} answers are still wanted, and the same command goes on" if left else ""
-    print(f"wrote {written:,} records to {out}{rest}")
+    written, left = write_records(store, arguments.out), store.progress().left
+    what = f"wrote {written:,} records to {arguments.out}" if written else f"no answers yet for {arguments.out}"
+    rest = f"; {left:,} answers are still wanted" if left else ""
+    more = ", and the same command goes on" if left and not (arguments.export or arguments.take) else ""
+    print(f"{what}{rest}{more}")
 
 
 def _hand_over(arguments: argparse.Namespace) -> int:
     from rlhf_kit.labeling.exchange import hand_over
+    from rlhf_kit.outputs import check_outputs
 
     if arguments.tasks is None:
         raise RlhfKitError("label: --to needs TASKS, which are handed over")
+    if arguments.to == "label-studio":  # for Argilla it is a directory
+        check_outputs(filter(None, (arguments.tasks, arguments.gold)), [arguments.out])
     written = hand_over(_read(arguments), arguments.to, arguments.out)
     print(f"wrote {written:,} tasks for {arguments.to} to {arguments.out}")
     return 0

@@ -139,7 +139,8 @@ def test_tasks_are_handed_over(tmp_path, tasks, capsys):
         (["--out", "out.jsonl"], "there is no store out.sqlite yet; name TASKS"),
         (["--out", "out.jsonl", "--task", "write"], "or --limit N"),
         (["none.jsonl", "--out", "out.jsonl"], "none.jsonl"),
-        (["tasks.jsonl", "--out", "tasks.jsonl"], "but its store tasks.sqlite does not"),
+        (["tasks.jsonl", "--out", "tasks.jsonl"], "tasks.jsonl: is read from"),
+        (["tasks.jsonl", "--out", "folder"], "folder: is a directory"),
         (["tasks.jsonl", "--out", "there.jsonl"], "but its store there.sqlite does not"),
         (["tasks.jsonl", "--out", "out.jsonl", "--gold-every", "3"], "--gold-every goes with --gold"),
         (["tasks.jsonl", "--out", "out.jsonl", "--guidelines", "none.md"], "none.md: cannot be read as guidelines"),
@@ -149,15 +150,37 @@ def test_tasks_are_handed_over(tmp_path, tasks, capsys):
         (["tasks.jsonl", "--out", "out.jsonl", "--origin", "label.example.org"], "is no origin"),
         (["tasks.jsonl", "--out", "out.jsonl", "--store", "tasks.jsonl"], "is read from"),
         (["--out", "out.json", "--to", "argilla"], "--to needs TASKS"),
+        (["tasks.jsonl", "--out", "tasks.jsonl", "--to", "label-studio"], "tasks.jsonl: is read from"),
+        (["tasks.jsonl", "--out", "folder", "--to", "label-studio"], "folder: is a directory"),
     ],
 )
 def test_mistakes_end_with_one_line(tmp_path, tasks, capsys, monkeypatch, options, says):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
     (tmp_path / "there.jsonl").write_text("{}\n", encoding="utf-8")
+    before = tasks.read_bytes()
     assert main(["label", *options, "--no-browser"]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert (tmp_path / "there.jsonl").read_text(encoding="utf-8") == "{}\n"
+    assert tasks.read_bytes() == before
+
+
+def test_names_that_are_none(tmp_path, tasks, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["label", str(tasks), "--out", str(tmp_path / "out.jsonl"), "--labelers", " , ", "--export"])
+    assert end.value.code == 2
+    assert "--labelers: names nobody" in capsys.readouterr().err
+
+
+def test_a_store_is_of_one_kind_of_task(tmp_path, tasks, capsys):
+    out = tmp_path / "out.jsonl"
+    assert main(["label", str(tasks), "--out", str(out), "--export"]) == 0
+    assert main(["label", str(tasks), "--out", str(out), "--task", "rate", "--export"]) == 2
+    error = capsys.readouterr().err
+    assert "out.sqlite holds tasks to rank" in error and "--out" in error and error.count("\n") == 1
+    with closing(Store(tmp_path / "out.sqlite")) as store:
+        assert [task.kind for task in store.tasks()] == 3 * ["rank"]
 
 
 def test_a_port_that_is_taken(tmp_path, tasks, capsys):

@@ -9,6 +9,7 @@ let me = null;
 let figures = null;
 let links = null;
 let timer = 0;
+let freshness = null;
 const drawn = new Map(); // of each part, what it was drawn from: only what has changed is drawn anew
 
 // A part that is drawn anew keeps the focus where it was.
@@ -36,6 +37,13 @@ function show() {
   $("all").hidden = false;
 }
 
+// How fresh it all is; said again in another language.
+function tell(words, { stale = false } = {}) {
+  freshness = words;
+  $("updated").textContent = words();
+  $("updated").classList.toggle("stale", stale);
+}
+
 const nothing = (key) => el("p", { class: "quiet", text: t(key) });
 
 async function refresh() {
@@ -44,14 +52,13 @@ async function refresh() {
     if (document.visibilityState === "visible" || figures === null) {
       figures = await get("/api/admin");
       show();
-      $("updated").textContent = t("admin.updated", {
-        time: new Date().toLocaleTimeString(document.documentElement.lang),
-      });
+      const at = new Date();
+      tell(() => t("admin.updated", { time: at.toLocaleTimeString(document.documentElement.lang) }));
     }
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 401 || error.status === 403) return refused();
-    $("updated").textContent = t("admin.stale", { error: error.message });
+    tell(() => t("admin.stale", { error: error.message }), { stale: true });
   }
   timer = setTimeout(refresh, EVERY);
   return undefined;
@@ -63,7 +70,7 @@ async function act(request, words) {
     say(words);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    $("updated").textContent = error.message;
+    drawn.clear(); // a button may say already what has not come about
     say(error.message);
   }
   await refresh();
@@ -76,7 +83,8 @@ const pause = () =>
   );
 
 function more(task, button) {
-  button.disabled = true;
+  if (button.ariaDisabled) return;
+  button.ariaDisabled = "true"; // whoever is on it stays there
   button.textContent = t("admin.asked");
   act(() => post("/api/admin/more", { task }), t("admin.asked"));
 }
@@ -101,6 +109,7 @@ async function start() {
   $("language").addEventListener("change", async () => {
     await setLanguage($("language").value);
     remember($("language").value);
+    if (freshness) $("updated").textContent = freshness();
     if (figures) show();
   });
   $("pause").addEventListener("click", pause);

@@ -99,12 +99,12 @@ export function labelersTable(rows) {
 
 // Where the page is not served safely (http of another machine), the browser has no clipboard: the text is selected.
 async function copy(field, name) {
-  field.select();
   try {
     await navigator.clipboard.writeText(field.value);
     say(t("admin.copied", { name }));
     return true;
   } catch {
+    field.select();
     return false;
   }
 }

@@ -10,7 +10,6 @@ const TAGS = new Set(
   ).split(" "),
 );
 const SCHEMES = new Set(["http:", "https:", "mailto:"]);
-const BLOCKS = "p, li, h3, h4, h5, h6, blockquote, td, th, dt, dd";
 
 function copy(node) {
   if (node.nodeType === Node.TEXT_NODE) return [document.createTextNode(node.data)];
@@ -46,7 +45,8 @@ function scrolling(element, name, kind) {
 export function formatted(html, className = "text") {
   const parsed = new DOMParser().parseFromString(html, "text/html");
   const made = el("div", { class: className, dir: "auto" }, ...Array.from(parsed.body.childNodes, copy).flat());
-  for (const block of made.querySelectorAll(BLOCKS)) block.dir = "auto";
+  // A list or a table goes the way of its own text, with its marks; within it each line does (style.css).
+  for (const block of made.children) block.dir = "auto";
   for (const pre of made.querySelectorAll("pre")) {
     pre.dir = "ltr";
     scrolling(pre, t("content.code"), "code");
@@ -55,12 +55,19 @@ export function formatted(html, className = "text") {
   return made;
 }
 
+// What shows nothing when it is formatted, such as an empty heading, stands there as it was written.
+export function readable({ html, text }, className = "text") {
+  const made = formatted(html, className);
+  if (made.textContent.trim() === "") made.replaceChildren(el("p", { class: "bare", text }));
+  return made;
+}
+
 // The whole conversation, turn by turn.
 export function conversation(turns) {
   if (!turns || turns.length === 0) return null;
   const items = turns.map((turn) => {
     const name = el("h3", { class: "role", text: t(`role.${turn.role}`) });
-    return el("li", { class: `turn ${turn.role}` }, name, formatted(turn.html));
+    return el("li", { class: `turn ${turn.role}` }, name, readable(turn));
   });
   const title = el("h2", {
     class: "part",

@@ -5,6 +5,12 @@ const DELAY = 500;
 let waiting = null; // {assignment, draft}: newer than what the server has
 let timer = 0;
 let sending = Promise.resolve();
+let told = () => {};
+
+// `listener(error)` hears what keeps a draft from the server, `listener(null)` that it has arrived.
+export function hear(listener) {
+  told = listener;
+}
 
 const name = (assignment) => `rlhf-kit.draft.${assignment}`;
 
@@ -34,8 +40,10 @@ export function flush({ leaving = false } = {}) {
     post("/api/draft", sent, { keepalive: leaving }).then(
       () => {
         if (waiting === null) store(sent.assignment, null);
+        told(null);
       },
       (error) => {
+        if (error.status !== 409) told(error); // a task that was closed meanwhile needs no draft
         if (error.status === 0 && waiting === null) {
           waiting = sent;
           timer = setTimeout(flush, 4 * DELAY);

@@ -17,7 +17,8 @@ export function frame(view, { note, canUndo, on }) {
   );
   const skip = el("button", { type: "button", id: "skip", onclick: on.skip, text: t("do.skip") });
   const undo = el("button", { type: "button", id: "undo", onclick: on.undo, text: t("do.undo"), disabled: !canUndo });
-  const bar = el("div", { class: "bar" }, problems, view.state, el("div", { class: "buttons" }, submit, skip, undo));
+  const unsaved = el("p", { class: "problem", id: "unsaved", role: "status" });
+  const bar = el("div", { class: "bar" }, problems, unsaved, view.state, el("div", { class: "buttons" }, submit, skip, undo));
   const actions = el("section", { class: "actions", "aria-label": t("do.name") }, noteBox(note, on.noted), bar);
   const aside = el("div", { class: "aside" }, view.side, actions);
   return el("div", { class: view.side ? "sheet with-side" : "sheet" }, view.main, aside);
@@ -28,6 +29,12 @@ export function tellProblems(lines) {
   const place = $("problems");
   if (!place) return;
   place.replaceChildren(...lines.map((line) => el("p", { text: line })));
+}
+
+// What keeps a draft from the server; null where nothing does.
+export function tellUnsaved(error) {
+  const place = $("unsaved");
+  if (place) place.textContent = error === null ? "" : t("draft.unsaved", { error: error.message });
 }
 
 export function setBusy(busy) {

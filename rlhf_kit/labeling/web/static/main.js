@@ -4,8 +4,8 @@ import { seconds, startClock } from "./clock.js";
 import { compareTask } from "./compare.js";
 import { formatted } from "./content.js";
 import { $, el, openDialog, prepareDialogs, say } from "./dom.js";
-import { flush, forget, keep, newest } from "./drafts.js";
-import { frame, setBusy, tellProblems } from "./frame.js";
+import { flush, forget, hear, keep, newest } from "./drafts.js";
+import { frame, setBusy, tellProblems, tellUnsaved } from "./frame.js";
 import { fillHelp, listen, prepareSwitch } from "./keys.js";
 import { rankTask } from "./rank.js";
 import { rateTask } from "./rate.js";
@@ -15,6 +15,7 @@ import { demonstrateTask, writeTask } from "./write.js";
 
 const TASKS = { rank: rankTask, compare: compareTask, rate: rateTask, demonstrate: demonstrateTask, write: writeTask };
 const POLL = 1500;
+const ALONE = "labeler"; // who labels where nobody was named
 let me = null;
 let state = null;
 let view = null;
@@ -125,7 +126,8 @@ async function failed(error) {
     tellProblems([error.message]);
     return undefined;
   }
-  const lines = [error.message, ...error.problems.map(({ field, reason }) => `${field}: ${reason}`)];
+  const kept = error.status === 0 ? [t("error.kept")] : [];
+  const lines = [error.message, ...kept, ...error.problems.map(({ field, reason }) => `${field}: ${reason}`)];
   tellProblems(lines);
   return undefined;
 }
@@ -173,16 +175,20 @@ function undo() {
 async function poll() {
   if (document.visibilityState !== "visible" || busy) {
     timer = setTimeout(poll, POLL);
-    return;
+    return undefined;
   }
   try {
     const next = await get("/api/task");
+    tellProblems([]);
     if (!busy) show(next);
     if (view) say(t("say.new"));
   } catch (error) {
-    if (error.status === 401) showRefused(error);
-    else timer = setTimeout(poll, 2 * POLL);
+    if (!(error instanceof ApiError)) throw error;
+    if (error.status === 401) return showRefused(error);
+    tellProblems([error.message]);
+    timer = setTimeout(poll, 2 * POLL);
   }
+  return undefined;
 }
 
 // -------------------------------------------------------------------- start
@@ -201,6 +207,7 @@ function showRefused(error) {
 
 function showFixed() {
   $("title").textContent = me?.title || "rlhf-kit";
+  $("who").textContent = me && me.name !== ALONE ? t("page.who", { name: me.name }) : "";
   $("guidelines-button").hidden = !me?.guidelines;
   if (me?.guidelines) $("guidelines").replaceChildren(formatted(me.guidelines));
 }
@@ -225,6 +232,7 @@ function prepare() {
   prepareDialogs();
   prepareSkip();
   prepareSwitch();
+  hear(tellUnsaved);
   const help = () => openDialog($("help-dialog"));
   listen({ view: () => view, submit, undo, skip, help });
   $("help-button").addEventListener("click", help);

@@ -1,5 +1,5 @@
 // What several tasks have: an answer as a card, scales of native radio buttons, flags, the note.
-import { formatted } from "./content.js";
+import { readable } from "./content.js";
 import { el } from "./dom.js";
 import { known, t } from "./words.js";
 
@@ -128,7 +128,7 @@ export function answerCard(answer, ...controls) {
     "article",
     { class: "card", id: `answer-${answer.key}`, tabindex: "-1", "aria-label": of, "data-key": answer.key },
     head,
-    formatted(answer.html, answer.ended ? "text" : "text is-cut"),
+    readable(answer, answer.ended ? "text" : "text is-cut"),
     el("div", { class: "controls" }, ...controls),
   );
 }

@@ -7,6 +7,7 @@ import { answerCard, flagBox, scale } from "./parts.js";
 import { listed, t } from "./words.js";
 
 const LETTERS = "abcdefghi";
+const FAR = 800; // characters: about as many lines as a screen has
 
 function startOf(task, draft) {
   const old = draft?.answers ?? {};
@@ -217,7 +218,9 @@ export function rankTask(task, { me, draft, changed }) {
     return { words: t("rank.missing", { keys: listed(without) }), focus: () => parts[without[0]].rank.focus() };
   }
 
-  const cards = el("div", { class: `cards of-${Math.min(last, 3)}` }, ...task.answers.map(card));
+  const lengths = task.answers.map(({ text }) => text.length);
+  const uneven = Math.max(...lengths) - Math.min(...lengths) > FAR ? " uneven" : "";
+  const cards = el("div", { class: `cards of-${Math.min(last, 3)}${uneven}` }, ...task.answers.map(card));
   const title = el("h2", { class: "part", id: "answers-title", text: t("content.answers") });
   const main = el(
     "div",
