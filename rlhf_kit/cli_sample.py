@@ -90,7 +90,10 @@ def add_sample(command: Command) -> None:
 def _between(text: str) -> tuple[int, int]:
     """`6` or `4..9` as the least and the most."""
     low, dots, high = text.partition("..")
-    return (count(low), count(high)) if dots else (count(text), count(text))
+    try:
+        return (count(low), count(high)) if dots else (count(text), count(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be a number such as 6, or a range such as 4..9") from None
 
 
 def _policies(text: str) -> tuple[str, ...]:

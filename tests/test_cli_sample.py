@@ -178,11 +178,22 @@ def test_the_worse_last_adapter_is_replaced(run, prompts, capsys, monkeypatch):
         (["--choose"], "--choose goes with --checkpoints"),
         (["--temperature", "0"], "use --k 1"),
         (["--checkpoints", "--policy", "ppo"], "those of the SFT stage"),
+        (["--out", "prompts.jsonl/answers.jsonl"], "answers.jsonl: cannot be written"),
+        (["--checkpoints", "--out", "prompts.jsonl/checkpoints.json"], "checkpoints.json: cannot be written"),
     ],
 )
-def test_what_cannot_be_ends_with_2(run, prompts, capsys, words, said):
+def test_what_cannot_be_ends_with_2(run, prompts, capsys, monkeypatch, words, said):
+    monkeypatch.chdir(Path(prompts).parent)
     assert main(["sample", str(run), "--prompts", prompts, *FEW, *words]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["x", "4..", "..4", "4..9..12", ""])
+def test_a_number_of_answers_is_one_or_a_range(run, prompts, capsys, words):
+    with pytest.raises(SystemExit) as end:
+        main(["sample", str(run), "--prompts", prompts, f"--k={words}"])
+    assert end.value.code == 2
+    assert "--k: must be a number such as 6, or a range such as 4..9" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--k", "0"], ["--seed", "-1"], ["--best-of", "--rank"], ["--temperature", "-1"]])

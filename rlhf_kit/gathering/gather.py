@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_kit.checkpoint import open_work
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.evaluation.judges.ledger import key_of
 from rlhf_kit.evaluation.policies import Policy
-from rlhf_kit.gathering.answers import answers_of
+from rlhf_kit.gathering.answers import answers_of, work_for
 from rlhf_kit.gathering.selection import Floats, Select, disagreement, most, uncertainty
 from rlhf_kit.reasons import NON_BLANK
 from rlhf_kit.recipe_rollout import RolloutSection
@@ -155,8 +154,7 @@ def gather(wish: Wish, out: Path, *, kept: Path | None = None, progress: Progres
         EngineError: the server cannot be used; what it has drawn is kept.
     """
     only_process()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = open_work(out, wish.inputs)
+    work = work_for(out, wish.inputs)
     where = kept or work
     drawn = answers_of(wish.policies, wish.prompts, wish.of_each, where, server=wish.server, progress=progress)
     merged = [_merged(drawn, place, wish) for place in range(len(wish.prompts))]
