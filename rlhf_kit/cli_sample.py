@@ -92,7 +92,7 @@ def _between(text: str) -> tuple[int, int]:
     low, dots, high = text.partition("..")
     try:
         return (count(low), count(high)) if dots else (count(text), count(text))
-    except ValueError:
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError("must be a number such as 6, or a range such as 4..9") from None
 
 

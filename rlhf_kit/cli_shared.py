@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf_kit.errors import RlhfKitError
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from rlhf_kit.sampling import Progress
+
+_T = TypeVar("_T", int, float)
 
 __all__ = [
     "KINDS",
@@ -107,36 +109,34 @@ def format_of(name: str | None) -> Any:
     return format_named(str(name))
 
 
+def _typed(text: str, kind: Callable[[str], _T], holds: Callable[[_T], bool], words: str) -> _T:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(words) from None
+    if not holds(value):
+        raise argparse.ArgumentTypeError(words)
+    return value
+
+
 def temperature(text: str) -> float:
     """A sampling temperature as it was typed, for argparse."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
+    return _typed(text, float, lambda value: 0 <= value < float("inf"), "must be a number, 0 or more")
 
 
 def count(text: str) -> int:
     """A number of things as it was typed, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
+    return _typed(text, int, lambda value: value >= 1, "must be a whole number, 1 or more")
 
 
 def times(text: str) -> int:
     """A whole number from 0 as it was typed, such as a seed or a number of retries, for argparse."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
+    return _typed(text, int, lambda value: value >= 0, "must be a whole number, 0 or more")
 
 
 def share(text: str) -> float:
     """A part of a whole as it was typed, for argparse."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
-    return value
+    return _typed(text, float, lambda value: 0 < value <= 1, "must be a number above 0 and at most 1")
 
 
 @contextmanager

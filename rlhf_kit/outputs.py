@@ -22,12 +22,12 @@ __all__ = ["Files", "RowWriter", "check_outputs", "json_line", "row_of"]
 
 
 def check_outputs(sources: Iterable[str], outputs: Iterable[Path]) -> None:
-    """Raises `DataError` where an output is a directory, stands twice, or is among what is read."""
+    """Raises `DataError` where an output is no file, stands twice, or is among what is read."""
     read, seen, problems = {Path(source).resolve() for source in sources}, set(), []
     for path in outputs:
         place = path.resolve()
-        if path.is_dir():
-            problems.append(Problem(str(path), "", "is a directory; name a file"))
+        if reason := _no_file(path):
+            problems.append(Problem(str(path), "", reason))
         elif place in read:
             problems.append(Problem(str(path), "", "is read from; write to another file"))
         elif place in seen:
@@ -35,6 +35,14 @@ def check_outputs(sources: Iterable[str], outputs: Iterable[Path]) -> None:
         seen.add(place)
     if problems:
         raise DataError(problems)
+
+
+def _no_file(path: Path) -> str:
+    """Why nothing can be written there; empty where it is a file, or nothing yet."""
+    if path.is_dir():
+        return "is a directory; name a file"
+    # Whoever may would put a file in the place of /dev/null: what is written is renamed when it is whole.
+    return "is a device or a pipe; name a file" if path.exists() and not path.is_file() else ""
 
 
 def row_of(record: Record) -> dict[str, Any]:
@@ -83,6 +91,8 @@ class Files:
         self._raw: list[IO[bytes]] = []
 
     def __enter__(self) -> Files:
+        if problems := [Problem(str(path), "", reason) for path in self._paths if (reason := _no_file(path))]:
+            raise DataError(problems)
         try:
             for path in self._paths:
                 self._open(path)

@@ -188,6 +188,25 @@ def test_what_cannot_be_ends_with_2(run, prompts, capsys, monkeypatch, words, sa
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--seed=x", "must be a whole number, 0 or more"),
+        ("--take=1.5", "must be a whole number, 1 or more"),
+        ("--temperature=hot", "must be a number, 0 or more"),
+    ],
+)
+def test_what_is_no_number_is_told_in_words(run, prompts, capsys, option, said):
+    with pytest.raises(SystemExit) as end:
+        main(["sample", str(run), "--prompts", prompts, option])
+    assert end.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_reward_model_that_is_nowhere_is_told_at_once(run, prompts, capsys):
+    assert main(["sample", str(run), "--prompts", prompts, *FEW, "--best-of", "--reward", "no where"]) == 2
+    assert "no where: no such directory, and no Hub id" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", ["x", "4..", "..4", "4..9..12", ""])
 def test_a_number_of_answers_is_one_or_a_range(run, prompts, capsys, words):
     with pytest.raises(SystemExit) as end:

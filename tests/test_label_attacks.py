@@ -233,6 +233,13 @@ def test_what_looks_like_html_can_be_read(tag):
     assert assert_safe(safe_html(f"a {tag} b\n\n{tag}")) == f"a {tag} b\n{tag}\n"
 
 
+def test_math_stands_as_the_model_wrote_it():
+    assert safe_html(r"So \(x_1\) and \[ E = mc^2 \], not \*this\*") == (
+        "<p>So \\(x_1\\) and \\[ E = mc^2 \\], not *this*</p>\n"
+    )
+    assert "<a" not in safe_html(r"\[a](http://b.example)")
+
+
 def test_an_image_is_a_link_that_nobody_follows_by_reading():
     html = safe_html("![a *cat*](https://evil.example/seen.png)")
     assert html.startswith('<p>!<a href="https://evil.example/seen.png"') and assert_safe(html) == "!a cat\n"

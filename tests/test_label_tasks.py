@@ -113,12 +113,18 @@ def test_texts_are_hints_for_prompts_to_write(tmp_path):
     rows = [{"text": "About rivers.", "id": "h1"}, {"text": "Rewriting.", "meta": {"kind": "use_case", "week": 2}}]
     plain, use_case = read_tasks(written(tmp_path, *rows), "write")
     assert plain.prompt is None
-    assert plain.carried == {"kind": "plain", "hint": "About rivers.", "id": "h1"}
+    assert plain.carried == {"hint": "About rivers.", "id": "h1"}, "which kind it shall be is the labeler's choice"
     assert use_case.carried == {"kind": "use_case", "hint": "Rewriting.", "meta": {"week": 2}}
     assert as_text(plain) == "About rivers."
     with pytest.raises(DataError, match=r"jsonl:1: meta\.kind: must be one of plain, few_shot, use_case"):
         read_tasks(written(tmp_path, {"text": "x", "meta": {"kind": "long"}}), "write")
     assert len({task.id for task in blank_tasks(5)} | {task.id for task in blank_tasks(5, "few_shot")}) == 10
+
+
+def test_known_answers_that_are_all_alike_make_no_task(tmp_path):
+    tied = {"prompt": "Why?", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 1}]}
+    with pytest.raises(DataError, match="a row needs answers with different known ranks"):
+        read_tasks(written(tmp_path, tied), "rank", gold=True)
 
 
 def test_every_bad_row_is_told(tmp_path):

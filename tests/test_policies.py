@@ -104,9 +104,10 @@ def test_stages_adapters_and_models_answer_too(run: Path, place: Path, tmp_path:
 def test_what_is_not_there_is_told_all_at_once(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(RlhfKitError) as failure:
-        named([str(tmp_path / "empty"), "no such/place at all", str(run), "=x"])
+        named([str(tmp_path / "empty"), "no such/place at all", str(run), "=x", __file__])
     lines = str(failure.value).splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
+    assert "test_policies.py: is a file; name the directory" in lines[3]
     assert "neither a run, nor a stage, nor an adapter, nor a model" in lines[0]
     assert "no such directory, and no Hub id" in lines[1] and "LABEL=PLACE" in lines[2]
 

@@ -173,6 +173,6 @@ def test_where_it_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RlhfKitError, match="cannot be written"):
         write_page(found, tmp_path / "file" / "page.html")
-    with pytest.raises(RlhfKitError, match="cannot be written"):
+    with pytest.raises(RlhfKitError, match="is a directory; name a file"):
         write_page(found, tmp_path)
     assert not list(tmp_path.glob(".*"))

@@ -152,6 +152,15 @@ def test_the_history_is_what_the_rounds_say(two, capsys):
     assert "on 16 held-out prompts" in " ".join(capsys.readouterr().out.split())
     assert main(["rounds", str(home / "sft")]) == 2
     assert "no finished round" in capsys.readouterr().err
+    assert main(["rounds", str(home / "nowhere")]) == 2
+    assert "nowhere: no such directory" in capsys.readouterr().err
+
+
+def test_who_shall_label_is_looked_for_before_anything_is_trained(tmp_path):
+    path = write(tmp_path, round={"labels": "rubric.py:count_dogs"})
+    with pytest.raises(RlhfKitError, match="count_dogs"):
+        go_round(load_recipe(path))
+    assert not home_of(path).exists()
 
 
 def test_a_rounds_recipe_runs_its_steps_by_itself(two, capsys, caplog, monkeypatch):

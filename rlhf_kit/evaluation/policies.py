@@ -235,6 +235,8 @@ def _at(place: str, label: str | None, known: Iterable[ModelSection], steps: Col
     if (path / CONFIG_NAME).is_file():
         name = label or path.name
         return [Policy(name, name, _base_of(path, known), path, _LONGEST, None)]
+    if path.is_file() and path.suffix != ".gguf":
+        raise CheckpointError(f"{place}: is a file; name the directory of a run, of an adapter or of a model")
     if path.is_dir() and not (path / "config.json").is_file():
         raise CheckpointError(f"{place}: neither a run, nor a stage, nor an adapter, nor a model is in it")
     if not path.exists() and not is_repository_name(place):

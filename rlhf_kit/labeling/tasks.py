@@ -69,7 +69,8 @@ class Task:
     candidates: tuple[Candidate, ...] = ()
     carried: Mapping[str, Any] = field(default_factory=dict)
     """What its row says besides (category, kind, origin, user_id, id, meta), for the record. Of a prompt to write:
-    `kind`, plain, few_shot or use_case, and `hint`, a text; `number` tells tasks apart that are alike in both."""
+    `kind`, plain, few_shot or use_case, where it is not the labeler's choice, and `hint`, a text; `number` tells tasks
+    apart that are alike in both."""
     gold: bool = False
     """Its answer is known; it tells how labelers do, and is never exported."""
     priority: float = 0.0
@@ -123,9 +124,10 @@ def as_text(task: Task) -> str:
     return "\n\n".join(f"{turn.role}: {turn.content}" for turn in task.prompt)
 
 
-def blank_tasks(count: int, kind: PromptKind = "plain", hint: str = "") -> list[Task]:
-    """`count` prompts to write, all with the same hint."""
-    return [Task("write", None, (), {"kind": kind, "hint": hint, "number": number}) for number in range(count)]
+def blank_tasks(count: int, kind: PromptKind | None = None, hint: str = "") -> list[Task]:
+    """`count` prompts to write, all with the same hint; their kind is the labeler's choice where none is given."""
+    of_kind = {} if kind is None else {"kind": kind}
+    return [Task("write", None, (), {**of_kind, "hint": hint, "number": number}) for number in range(count)]
 
 
 def read_tasks(source: str, kind: Kind, *, gold: bool = False) -> list[Task]:
@@ -133,7 +135,7 @@ def read_tasks(source: str, kind: Kind, *, gold: bool = False) -> list[Task]:
 
     Rows are prompts with answers in `meta.responses` (as `rlhf-kit sample` and `rlhf-kit evaluate policy --sheet` write
     them), rankings or ratings; for demonstrations any row with a prompt; for prompts to write texts, which are hints
-    (`meta.kind` says for which kind of prompt).
+    (`meta.kind` says for which kind of prompt; without it labelers choose one).
 
     A row is a task to rank; each pair of its answers whose sources differ, or are not known, is one to compare; each
     answer is one to rate. Blank answers are left out, the same text stands once, and rows in which too few are left
@@ -159,7 +161,8 @@ def read_tasks(source: str, kind: Kind, *, gold: bool = False) -> list[Task]:
         for task in found:
             tasks.setdefault(task.id, task)
     if not tasks and not problems:
-        problems.append(Problem(source, "", f"holds nothing to {kind}: a row needs different answers, not blank ones"))
+        needs = "answers with different known ranks" if gold else "different answers, not blank ones"
+        problems.append(Problem(source, "", f"holds nothing to {kind}: a row needs {needs}"))
     if problems:
         raise DataError(problems)
     if without:
@@ -196,11 +199,12 @@ def _tasks_of(record: Record, kind: Kind, gold: bool, where: str) -> Iterator[Ta
 
 
 def _to_write(record: Text, where: str) -> Task:
-    kind = record.meta.get("kind", "plain")
-    if kind not in get_args(PromptKind):
+    kind = record.meta.get("kind")
+    if kind not in (None, *get_args(PromptKind)):
         raise DataError([Problem(where, "meta.kind", f"must be one of {', '.join(get_args(PromptKind))}")])
     meta = {name: value for name, value in record.meta.items() if name != "kind"}
-    carried = {"kind": kind, "hint": record.text, **({"id": record.id} if record.id else {})}
+    of_kind = {} if kind is None else {"kind": kind}
+    carried = {**of_kind, "hint": record.text, **({"id": record.id} if record.id else {})}
     return Task("write", None, (), {**carried, **({"meta": meta} if meta else {})})
 
 

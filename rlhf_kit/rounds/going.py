@@ -28,7 +28,7 @@ from rlhf_kit.pipeline import REWARD
 from rlhf_kit.recipe import Recipe, lacks_for_rounds
 from rlhf_kit.records import Prompt, Ranking, prompt_name
 from rlhf_kit.rounds.freshness import freshness
-from rlhf_kit.rounds.labels import identity_of, label
+from rlhf_kit.rounds.labels import check_labels, identity_of, label
 from rlhf_kit.rounds.places import KEPT, ROUND, Round, next_round
 from rlhf_kit.rounds.steps import once
 from rlhf_kit.sampling.drawing import Progress, only_process, settings_of, silent
@@ -64,6 +64,7 @@ def go_round(
     if problems := [Problem("recipe", field, reason) for field, reason in lacks_for_rounds(recipe)]:
         raise RecipeError(problems)
     one = next_round(recipe)
+    check_labels(one)
     log.info("round %d: in %s", one.number, one.directory)
     _start(one)
     one.directory.mkdir(parents=True, exist_ok=True)

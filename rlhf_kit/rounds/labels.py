@@ -28,7 +28,7 @@ from rlhf_kit.rounds.places import KEPT, Round
 from rlhf_kit.sampling.drawing import Answer
 from rlhf_kit.sampling.writing import ranking_row
 
-__all__ = ["identity_of", "is_file", "label"]
+__all__ = ["check_labels", "identity_of", "is_file", "label"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,13 @@ def identity_of(one: Round) -> list[Any]:
     if section.judges == (PAGE,):
         return [PAGE, section.overlap, list(section.labelers)]
     return [[word, _content(word, one)] for word in words]
+
+
+def check_labels(one: Round) -> None:
+    """Raises `RlhfKitError` where those who shall score the answers cannot be had; a file of labels may come later."""
+    words = one.whole.round.judges
+    if words != (PAGE,) and not is_file(words[0]):
+        _judges(one)
 
 
 def label(one: Round, answers: Path, out: Path, told: Told, *, browser: bool) -> dict[str, Any]:
@@ -192,10 +199,7 @@ def _by_judges(one: Round, answers: Path, kept: Path) -> list[Ranking]:
         RlhfKitError: a judge compares instead of scoring, or fails.
     """
     rows = _rows(answers)
-    own: dict[str, Judge] = {judge.name: judge for judge in own_judges(one.whole, None)}
-    judges = judges_named([_named(word, one) for word in one.whole.round.judges], own)
-    if comparing := [judge.name for judge in judges if judge.compares]:
-        raise RlhfKitError(f"round.labels: {', '.join(comparing)}: compares answers; name something that scores each")
+    judges = _judges(one)
     questions = [Question(row.prompt, (_shown(row),), columns_of(row)) for row in rows]
     scores = np.mean([_scores(judge, questions, kept, len(judges) > 1) for judge in judges], axis=0)
     if np.isnan(scores).all():
@@ -210,6 +214,14 @@ def _by_judges(one: Round, answers: Path, kept: Path) -> list[Ranking]:
             ranked = ranking_row(plain, scored, name)
             rankings.append(ranked.model_copy(update={"labeler": f"{judges[0].kind}:{name}"}))
     return rankings
+
+
+def _judges(one: Round) -> list[Judge]:
+    own: dict[str, Judge] = {judge.name: judge for judge in own_judges(one.whole, None)}
+    judges = judges_named([_named(word, one) for word in one.whole.round.judges], own)
+    if comparing := [judge.name for judge in judges if judge.compares]:
+        raise RlhfKitError(f"round.labels: {', '.join(comparing)}: compares answers; name something that scores each")
+    return judges
 
 
 def _scores(judge: Judge, questions: Sequence[Question], kept: Path, standard: bool) -> Floats:

@@ -147,6 +147,8 @@ def rounds_of(home: Path) -> list[dict[str, Any]]:
     Raises:
         RlhfKitError: there are none.
     """
+    if not home.is_dir():
+        raise RlhfKitError(f"{home}: no such directory; name the output_dir of the rounds' recipe")
     found = finished(home)
     if not found:
         raise RlhfKitError(f"{home}: no finished round in it; start one: rlhf-kit round RECIPE")

@@ -10,6 +10,7 @@ from typing import Any
 from rlhf_kit.checkpoint import read_manifest
 from rlhf_kit.errors import CheckpointError
 from rlhf_kit.files import sha256_of
+from rlhf_kit.models.sources import is_repository_name
 from rlhf_kit.reward_material import known_of
 from rlhf_kit.rewards import stage_of
 from rlhf_kit.sampling.scoring import Scorer
@@ -42,11 +43,14 @@ def judge_at(place: str | Path) -> Judge:
     """The reward model of a run or of its reward stage, of a directory, or of the Hub.
 
     Raises:
-        CheckpointError: a run without a finished reward stage, or a damaged one.
+        CheckpointError: a run without a finished reward stage, a damaged one, or neither a directory nor a Hub id.
     """
     stage, path = stage_of(place), Path(place)
     if stage is None and any((path / name).is_dir() for name in ("sft", "ppo")):
         raise CheckpointError(f"{place}: has no finished reward stage; name another run's with --reward")
+
+    if stage is None and not path.exists() and not is_repository_name(str(place)):
+        raise CheckpointError(f"{place}: no such directory, and no Hub id (owner/name) either")
 
     def load() -> Scorer:
         from rlhf_kit.reward_model import RewardModel

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline, escape
 
 __all__ = ["ATTRIBUTES", "SCHEMES", "TAGS", "safe_html"]
 
@@ -25,11 +26,26 @@ _LONGEST = 50_000
 """Characters beyond which a text is shown as it is: a labeler reads no longer one, and the parser's time is bounded."""
 
 
+_MATH = frozenset({r"\(", r"\)", r"\[", r"\]"})
+
+
+def _escape(state: StateInline, silent: bool) -> bool:
+    """A backslash before a bracket stays: it is how models write math, and a labeler shall see what they wrote."""
+    pair = state.src[state.pos : state.pos + 2]
+    if pair not in _MATH:
+        return escape(state, silent)
+    if not silent:
+        state.pending += pair
+    state.pos += 2
+    return True
+
+
 def _parser(*, breaks: bool) -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "breaks": breaks}).enable(["table", "strikethrough"])
     # No images: the server that has them would learn who reads what, and when. No definitions of links either: they are
     # shown nowhere, though the model wrote them.
     parser.disable(["image", "reference"])
+    parser.inline.ruler.at("escape", _escape)
     parser.render("*x*")  # sorts its rules at the first use, which no two threads may do at once
     return parser
 

@@ -74,7 +74,8 @@ def _read(path: Path | None) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RlhfKitError(f"{path}: cannot be read as guidelines: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise RlhfKitError(f"{path}: cannot be read as guidelines: {reason}; name a Markdown file") from None
 
 
 def run(server: uvicorn.Server, listener: socket.socket) -> None:
@@ -117,7 +118,8 @@ def listening(serving: Serving) -> Iterator[socket.socket]:
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise RlhfKitError(f"label: {place}: no address to serve at: {error.strerror or error}") from None
+        advice = "--host takes an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all it has"
+        raise RlhfKitError(f"label: {place}: no address to serve at: {error.strerror or error}; {advice}") from None
     with listener:
         if sys.platform != "win32":  # there it would let two programs share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
