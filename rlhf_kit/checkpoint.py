@@ -26,6 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rlhf_kit.errors import CheckpointError
 from rlhf_kit.files import sha256_of
+from rlhf_kit.process import line_for
 from rlhf_kit.recipe import Recipe
 
 log = logging.getLogger(__name__)
@@ -161,6 +162,9 @@ def open_work(run: Path, inputs: dict[str, Any]) -> Path:
 
     An interrupted run with other inputs that has a checkpoint is kept beside it as `.NAME.interrupted-N`: a mended
     reward function is another input, and nobody wants to lose hours for it.
+
+    Raises:
+        CheckpointError: nothing can be written there.
     """
     work = work_directory(run)
     if work.is_dir():
@@ -177,7 +181,12 @@ def open_work(run: Path, inputs: dict[str, Any]) -> Path:
         else:
             log.info("%s: an interrupted run %s is thrown away", run.name, what)
             shutil.rmtree(work)
-    work.mkdir(parents=True)
+    try:
+        work.mkdir(parents=True)
+    except OSError as error:
+        if line_for(error) is not None:  # a full disk, which has words of its own
+            raise
+        raise CheckpointError(f"{run}: cannot be written: {error.strerror or error}") from None
     write_json(work / INPUTS, inputs)
     return work
 

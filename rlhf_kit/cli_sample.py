@@ -116,7 +116,8 @@ def _sample(arguments: argparse.Namespace) -> int:
 
 def _checkpoints(arguments: argparse.Namespace) -> int:
     low, high = arguments.k or (None, None)
-    if len(arguments.places) > 1 or len(arguments.rewards) > 1 or low != high or arguments.select or arguments.take:
+    several = any(len(named) > 1 for named in (arguments.places, arguments.policy, arguments.rewards))
+    if several or low != high or arguments.select or arguments.take:
         raise RlhfKitError("sample: --checkpoints compares those of one run by one reward model and K answers each")
     from rlhf_kit.checkpoint import read_manifest, recipe_of
     from rlhf_kit.evaluation.policies import answering

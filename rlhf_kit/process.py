@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["launched_as_main", "line_for", "memory_of_machine", "prepare_torch", "set_up_logging"]
+__all__ = ["few_collections", "launched_as_main", "line_for", "memory_of_machine", "prepare_torch", "set_up_logging"]
 
 
 def set_up_logging() -> None:
@@ -20,6 +22,20 @@ def set_up_logging() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     logging.getLogger("rlhf_kit").setLevel(logging.INFO if launched_as_main() else logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns at each start of kernels not installed
+
+
+@contextlib.contextmanager
+def few_collections() -> Iterator[None]:
+    """Takes what is there now, modules, models and optimisers, out of what Python's garbage collector walks over.
+
+    It took 4 % of a training step on a CPU, and 50 ms of a labelling server with everybody waiting (measured).
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def launched_as_main() -> bool:

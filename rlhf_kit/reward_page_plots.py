@@ -9,7 +9,7 @@ from rlhf_kit.reward_evaluation import Evaluation
 from rlhf_kit.reward_page_words import RULES, interval, is_small
 from rlhf_kit.reward_quality.figures import Accuracy, Calibration, CurvePoint, Quality
 from rlhf_kit.stats.words import number, percent, shown
-from rlhf_kit.svg import ACCENT, INK, MUTED, RULE, SETTINGS, Plot, as_svg, new_axes
+from rlhf_kit.svg import ACCENT, INK, MUTED, SETTINGS, Plot, as_svg, lines_behind, new_axes
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -137,7 +137,7 @@ def reliability(calibration: Calibration) -> Plot:
     said = "; ".join(f"confidence {percent(x, 0)}: {percent(y, 0)} of {number(n)} pairs" for x, y, n in bins)
     with rc_context(SETTINGS):
         figure, axes = new_axes(_WIDTH, _HEIGHT)
-        _grid(axes)
+        lines_behind(axes)
         axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=0.9, linestyle=_DASHES)
         axes.plot([x for x, _, _ in bins], [y for _, y, _ in bins], "o-", color=ACCENT, linewidth=1.2, markersize=4)
         axes.set(xlim=(0.49, 1.01), ylim=(min([0.4, *(y - 0.05 for _, y, _ in bins)]), 1.03))
@@ -157,7 +157,7 @@ def _score_by_length(evaluation: Evaluation) -> Plot:
     said = "; ".join(f"{one.low} to {one.high} tokens: {one.mean:.2f} (deviation {one.std:.2f})" for one in bins)
     with rc_context(SETTINGS):
         figure, axes = new_axes(_WIDTH, _HEIGHT)
-        _grid(axes)
+        lines_behind(axes)
         lengths, scores = [x for x, _ in shown_points], [y for _, y in shown_points]
         axes.plot(lengths, scores, "o", color=MUTED, markersize=1.8, alpha=0.45, markeredgewidth=0)
         middles = [(one.low + one.high) / 2 for one in bins]
@@ -181,7 +181,7 @@ def _curve(points: Sequence[CurvePoint]) -> Plot:
     said = "; ".join(f"{number(x)} prompts: {percent(one.value)} ({interval(one)})" for x, one in known)
     with rc_context(SETTINGS):
         figure, axes = new_axes(_WIDTH, _HEIGHT)
-        _grid(axes)
+        lines_behind(axes)
         axes.set_xscale("log")
         axes.axhline(0.5, color=MUTED, linewidth=0.9, linestyle=_DASHES)
         drawn = [(x, one.value) for x, one in known if one.value is not None]
@@ -197,8 +197,3 @@ def _curve(points: Sequence[CurvePoint]) -> Plot:
         axes.set_xlabel("prompts trained on", color=MUTED)
         svg = as_svg(figure, "learning-curve", f"Learning curve. {said}.")
     return Plot("Learning curve", "Still rising at the right: more prompts of this kind would help.", svg)
-
-
-def _grid(axes: Axes) -> None:
-    axes.grid(axis="y", color=RULE, linewidth=0.5)
-    axes.set_axisbelow(True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ACCENT", "INK", "MUTED", "RULE", "SETTINGS", "Plot", "as_svg", "new_axes"]
+__all__ = ["ACCENT", "INK", "MUTED", "RULE", "SETTINGS", "Plot", "as_svg", "lines_behind", "new_axes"]
 
 # Stand-ins that matplotlib can parse; the finished SVG gets the page's custom properties in their place.
 ACCENT, MUTED, RULE, INK = "#a1b001", "#a1b002", "#a1b003", "#a1b004"
@@ -57,6 +57,12 @@ def new_axes(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.tick_params(length=2.5, width=0.8)
     return figure, axes
+
+
+def lines_behind(axes: Axes) -> None:
+    """Thin lines at the ticks of the upright axis, behind what is drawn."""
+    axes.grid(axis="y", color=RULE, linewidth=0.5)
+    axes.set_axisbelow(True)
 
 
 def as_svg(figure: Figure, name: str, words: str) -> Markup:

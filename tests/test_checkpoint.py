@@ -118,6 +118,12 @@ def test_older_results_are_kept(tmp_path):
 # ---------------------------------------------------------------- interrupted runs
 
 
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"file/ppo: cannot be written: (Not a directory|File exists)"):
+        open_work(tmp_path / "file" / "ppo", INPUTS)
+
+
 def test_only_the_same_inputs_go_on(tmp_path):
     run = tmp_path / "ppo"
     work = open_work(run, INPUTS)

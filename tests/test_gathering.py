@@ -252,6 +252,8 @@ def test_a_policy_of_no_stage_and_bad_numbers_are_refused(run, prompts, capsys, 
     assert "--k 5..3" in capsys.readouterr().err
     assert main(["sample", str(run), str(run / "sft"), "--prompts", prompts, "--checkpoints"]) == 2
     assert "--checkpoints compares those of one run" in capsys.readouterr().err
+    assert main(["sample", str(run), "--policy", "base,sft", "--prompts", prompts, "--checkpoints"]) == 2
+    assert "--checkpoints compares those of one run" in capsys.readouterr().err
 
 
 def test_json_is_the_account(run, prompts, capsys, tmp_path):

@@ -156,6 +156,14 @@ def test_the_history_is_what_the_rounds_say(two, capsys):
     assert "nowhere: no such directory" in capsys.readouterr().err
 
 
+def test_the_history_needs_no_weights_of_old_rounds(two, tmp_path):
+    home = tmp_path / "run"
+    shutil.copytree(home_of(two), home)
+    for weights in home.glob("round-*/reward/*.safetensors"):
+        weights.unlink()
+    assert history(home) == history(home_of(two))
+
+
 def test_who_shall_label_is_looked_for_before_anything_is_trained(tmp_path):
     path = write(tmp_path, round={"labels": "rubric.py:count_dogs"})
     with pytest.raises(RlhfKitError, match="count_dogs"):

@@ -5,28 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from rlhf_kit.checkpoint import open_work
-from rlhf_kit.errors import DataError, Problem
 from rlhf_kit.evaluation.answering import answer, crews
 from rlhf_kit.evaluation.policies import Policy
 from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.records import Prompt
 from rlhf_kit.sampling.drawing import Answer, Progress, Settings, silent
 
-__all__ = ["answers_of", "work_for"]
+__all__ = ["answers_of"]
 
 ANSWERS, ADAPTERS = "answers", "adapters"
-
-
-def work_for(out: Path, inputs: dict[str, Any]) -> Path:
-    """Where the work on a file goes on, beside it; raises `DataError` where nothing can be written there."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return open_work(out, inputs)
-    except OSError as error:
-        raise DataError([Problem(str(out), "", f"cannot be written: {error.strerror or error}")]) from None
 
 
 def answers_of(

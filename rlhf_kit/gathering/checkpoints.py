@@ -27,6 +27,7 @@ from rlhf_kit.checkpoint import (
     MANIFEST,
     checkpoints,
     finish,
+    open_work,
     read_json,
     read_manifest,
     recipe_of,
@@ -36,7 +37,7 @@ from rlhf_kit.errors import CheckpointError
 from rlhf_kit.evaluation.judges.ledger import key_of
 from rlhf_kit.evaluation.policies import SFT, Policy
 from rlhf_kit.files import sha256_of
-from rlhf_kit.gathering.answers import answers_of, work_for
+from rlhf_kit.gathering.answers import answers_of
 from rlhf_kit.measures import Estimate, bootstrap_mean
 from rlhf_kit.outputs import check_outputs
 from rlhf_kit.recipe_rollout import RolloutSection
@@ -198,7 +199,7 @@ def judge_checkpoints(
     if out.is_file() and (kept := read_json(out)).get(INPUTS) == inputs:
         log.info("%s: scored before with the same prompts, weights and settings", out)
         return Comparison.from_json(kept["comparison"])
-    work = work_for(out, inputs)
+    work = open_work(out, inputs)
     said = answers_of(policies, prompts, settings, work, server=server, progress=progress)
     drawn = {one.name: answers for one, answers in zip(policies, said, strict=True)}
     reward = judge.load()

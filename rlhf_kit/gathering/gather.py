@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_kit.checkpoint import open_work
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.evaluation.judges.ledger import key_of
 from rlhf_kit.evaluation.policies import Policy
-from rlhf_kit.gathering.answers import answers_of, work_for
+from rlhf_kit.gathering.answers import answers_of
 from rlhf_kit.gathering.selection import Floats, Select, disagreement, most, uncertainty
 from rlhf_kit.reasons import NON_BLANK
 from rlhf_kit.recipe_rollout import RolloutSection
@@ -149,12 +150,12 @@ def gather(wish: Wish, out: Path, *, kept: Path | None = None, progress: Progres
         kept: where what was drawn is kept by its content and left; by default beside `out`, and gone in the end.
 
     Raises:
-        DataError: `out` cannot be written.
+        DataError, CheckpointError: `out` cannot be written.
         ModelError, CheckpointError: a policy or a reward model cannot be loaded.
         EngineError: the server cannot be used; what it has drawn is kept.
     """
     only_process()
-    work = work_for(out, wish.inputs)
+    work = open_work(out, wish.inputs)
     where = kept or work
     drawn = answers_of(wish.policies, wish.prompts, wish.of_each, where, server=wish.server, progress=progress)
     merged = [_merged(drawn, place, wish) for place in range(len(wish.prompts))]

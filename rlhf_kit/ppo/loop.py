@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,18 +14,6 @@ from rlhf_kit.ppo.config import PPOConfig
 
 if TYPE_CHECKING:
     from rlhf_kit.ppo.trainer import PPOTrainer
-
-
-@contextlib.contextmanager
-def few_collections() -> Iterator[None]:
-    """Takes what is there now, models and optimisers, out of what Python's garbage collector walks over: it took 4 % of
-    a training step on a CPU (measured)."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 class Updates:

@@ -35,13 +35,14 @@ from rlhf_kit.ppo.experience import Experience, Figures
 from rlhf_kit.ppo.heldout import SAMPLES, HeldOutEvaluation, append_samples, print_answers
 from rlhf_kit.ppo.learning import Learner, Loss
 from rlhf_kit.ppo.live import TERMINATED
-from rlhf_kit.ppo.loop import AfterUpdate, Updates, few_collections, for_transformers, warm_up_above_zero
+from rlhf_kit.ppo.loop import AfterUpdate, Updates, for_transformers, warm_up_above_zero
 from rlhf_kit.ppo.prompts import PromptRow, prompts_of_update, read_prompts
 from rlhf_kit.ppo.ptx import PretrainingText, tokenised, weights_of
 from rlhf_kit.ppo.rewarding import Rewards
 from rlhf_kit.ppo.roles import VALUE_DIRECTORY, MovingAverage
 from rlhf_kit.ppo.saving import StagedTrainer
 from rlhf_kit.ppo.setup import Model, RewardFunc, make_roles, make_sources
+from rlhf_kit.process import few_collections
 from rlhf_kit.recipe_ppo import Sizes
 
 log = logging.getLogger(__name__)

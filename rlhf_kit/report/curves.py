@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_kit.report.words import estimate, number, percent, plain, rule_words
-from rlhf_kit.svg import ACCENT, INK, MUTED, RULE, SETTINGS, Plot, as_svg, new_axes
+from rlhf_kit.svg import ACCENT, INK, MUTED, SETTINGS, Plot, as_svg, lines_behind, new_axes
 
 __all__ = ["CURVES", "SMOOTH_FROM", "Curve", "accuracy_plot", "plots", "points_of", "smooth", "sources"]
 
@@ -180,8 +180,7 @@ def _draw(
     steps, values, spreads = np.asarray(points, dtype=np.float64).T
     with rc_context(SETTINGS):
         figure, axes = new_axes(*_SIZE)
-        axes.grid(axis="y", color=RULE, linewidth=0.5)
-        axes.set_axisbelow(True)
+        lines_behind(axes)
         if spreads.any():
             axes.fill_between(steps, values - spreads, values + spreads, color=ACCENT, alpha=0.14, linewidth=0)
         if curve.level is not None:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from rlhf_kit.report.evaluation import Span, ends
 from rlhf_kit.report.words import percent
-from rlhf_kit.svg import ACCENT, INK, MUTED, RULE, SETTINGS, as_svg, new_axes
+from rlhf_kit.svg import ACCENT, INK, MUTED, SETTINGS, as_svg, lines_behind, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,6 +179,5 @@ def end_labels(axes: Axes, labels: Sequence[tuple[str, float]]) -> None:
 
 def quiet_grid(axes: Axes) -> None:
     """Thin lines behind the curves, and few ticks."""
-    axes.grid(axis="y", color=RULE, linewidth=0.5)
-    axes.set_axisbelow(True)
+    lines_behind(axes)
     axes.yaxis.set_major_locator(MaxNLocator(4))

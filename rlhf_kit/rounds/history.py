@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_kit.checkpoint import MANIFEST, read_json, read_manifest
+from rlhf_kit.checkpoint import MANIFEST, read_json
 from rlhf_kit.evaluation.evaluated import REWARD, RUBRIC
 from rlhf_kit.evaluation.stage import EVALUATION
 from rlhf_kit.rounds.places import rounds_of
@@ -105,5 +105,8 @@ def _row(number: int, home: Path, found: list[dict[str, Any]], newest: dict[str,
 
 def _heldout(reward: Path) -> Interval | None:
     """The accuracy of a round's reward model on prompts that were kept from it, of all rounds up to it."""
-    metrics = read_manifest(reward).metrics if (reward / MANIFEST).is_file() else {}
-    return metrics.get("heldout_accuracy_by_prompt")
+    manifest = reward / MANIFEST  # only what it says: the weights of old rounds may be gone
+    found: Interval | None = (
+        read_json(manifest)["metrics"].get("heldout_accuracy_by_prompt") if manifest.is_file() else None
+    )
+    return found

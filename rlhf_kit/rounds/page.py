@@ -14,7 +14,7 @@ from rlhf_kit.report.words import MUCH_KL
 from rlhf_kit.rounds.history import History, Interval, Row
 from rlhf_kit.rounds.tables import name_of, tables
 from rlhf_kit.stats.words import number, percent
-from rlhf_kit.svg import ACCENT, MUTED, RULE, SETTINGS, Plot, as_svg, new_axes
+from rlhf_kit.svg import ACCENT, MUTED, SETTINGS, Plot, as_svg, lines_behind, new_axes
 
 __all__ = ["write_page"]
 
@@ -134,8 +134,7 @@ def _drawn(name: str, rows: Sequence[Row], lines: Sequence[Line], *, share: bool
     said = ". ".join("; ".join(f"{who}: {_cell(figure, form)}" for who, figure in line) for line in lines)
     with rc_context(SETTINGS):
         figure, axes = new_axes(_WIDTH, _HEIGHT)
-        axes.grid(axis="y", color=RULE, linewidth=0.5)
-        axes.set_axisbelow(True)
+        lines_behind(axes)
         if even is not None:
             axes.axhline(even, color=MUTED, linewidth=0.9, linestyle=_DASHES)
         for line, style, marker in zip(lines, ("-", "--"), ("o", "s"), strict=False):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..svg import ACCENT, INK, MUTED, RULE, SETTINGS, Plot, as_svg, new_axes
+from ..svg import ACCENT, INK, MUTED, SETTINGS, Plot, as_svg, lines_behind, new_axes
 from .figures import Agreement, Category, Labeler, Lengths, Rankings
 from .words import number, percent, share, shown, span
 
@@ -77,8 +77,7 @@ def _bars(
 
     with rc_context(SETTINGS):
         figure, axes = new_axes(_WIDTH, _HEIGHT)
-        axes.grid(axis="y", color=RULE, linewidth=0.5)
-        axes.set_axisbelow(True)
+        lines_behind(axes)
         for place, width, height in bars:
             axes.bar(place, height, width=width, color=ACCENT)
         if limits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import socket
 import sys
 import time
@@ -19,6 +18,7 @@ from rlhf_kit.labeling.store import ADMIN, Store
 from rlhf_kit.labeling.web.app import Site, make_app
 from rlhf_kit.labeling.web.markdown import safe_html
 from rlhf_kit.labeling.web.security import Limits, Origins
+from rlhf_kit.process import few_collections
 
 if TYPE_CHECKING:
     from rlhf_kit.labeling.serving import Serving
@@ -86,12 +86,8 @@ def run(server: uvicorn.Server, listener: socket.socket) -> None:
         await server.serve(sockets=[listener])
         watch.cancel()
 
-    gc.collect()
-    gc.freeze()  # all modules' objects, which a full collection would look at for 50 ms with everybody waiting
-    try:
+    with few_collections():
         asyncio.run(serve())
-    finally:
-        gc.unfreeze()
 
 
 async def _close_idle(server: uvicorn.Server) -> None:
