@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from rlhf_kit.checkpoint import read_json, write_json
 from rlhf_kit.errors import CheckpointError, ExportError
 from rlhf_kit.models import Backbone, ScalarHead
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 from rlhf_kit.models.loading import save_lora_config
 from rlhf_kit.recipe import ModelSection
 from rlhf_kit.rewards import REWARD

@@ -1,10 +1,17 @@
-"""Every test runs offline: a name that would reach for the Hub fails at once, and no cache of the user's is read."""
+"""Every test runs offline: a name that would reach for the Hub fails at once, and no cache of the user's is read.
+
+Drawn inputs are the same in each run, so that a change that lands is tested by what its author saw; they are drawn anew
+with `make test ARGS=--hypothesis-profile=default`.
+"""
 
 import os
 import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.load_profile("ci")  # hypothesis's own: derandomized, without deadlines
 
 # Set before anything imports huggingface_hub, which reads them once; started processes inherit them.
 _hub_cache = tempfile.TemporaryDirectory(prefix="rlhf-kit-tests-", ignore_cleanup_errors=True)

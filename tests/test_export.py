@@ -24,7 +24,7 @@ from rlhf_kit.export.exporting import Wish, export
 from rlhf_kit.export.source import Source, find
 from rlhf_kit.export.trained import Mixture
 from rlhf_kit.files import sha256_of
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 from rlhf_kit.models.heads import HEAD_FILE
 
 CONFIG = "adapter_config.json"

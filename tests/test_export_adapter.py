@@ -26,7 +26,7 @@ from rlhf_kit.export import adapter as adapter_module
 from rlhf_kit.export.exporting import Wish, export
 from rlhf_kit.export.source import Source, find
 from rlhf_kit.models import Backbone
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 
 CONFIG = "adapter_config.json"
 

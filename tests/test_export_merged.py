@@ -23,7 +23,7 @@ from rlhf_kit.export import merged
 from rlhf_kit.export.exporting import Wish, export
 from rlhf_kit.export.source import find
 from rlhf_kit.files import sha256_of
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 
 CONFIG = "adapter_config.json"
 

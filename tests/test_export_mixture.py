@@ -17,7 +17,7 @@ from rlhf_kit.errors import CheckpointError, ExportError
 from rlhf_kit.export.exporting import Wish, export
 from rlhf_kit.export.source import find
 from rlhf_kit.export.trained import TRAINED, Mixture, load_trained, of_mixture
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 
 KEY = "base_model.model."
 CONFIG = "adapter_config.json"

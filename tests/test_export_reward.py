@@ -25,7 +25,7 @@ from rlhf_kit.export import reward as module
 from rlhf_kit.export.reward import compare, export_reward
 from rlhf_kit.export.source import Source
 from rlhf_kit.models import Backbone, ScalarHead
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 from rlhf_kit.models.heads import HEAD_FILE
 from rlhf_kit.recipe import Recipe
 

@@ -13,7 +13,7 @@ import torch
 from whole_run import IDS, base_of, logits_of, rehash, write_adapter, write_run
 
 from rlhf_kit.checkpoint import MANIFEST, read_json, write_json
-from rlhf_kit.errors import RlhfKitError
+from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.evaluation import answering
 from rlhf_kit.evaluation.answering import answer, crews
 from rlhf_kit.evaluation.policies import named
@@ -139,6 +139,28 @@ def test_the_identity_is_of_the_content(run: Path, tmp_path: Path) -> None:
     manifest["recipe"]["data"]["max_prompt_length"] = 7
     write_json(copied / "ppo" / MANIFEST, manifest)
     assert named([str(run)])[2].identity != named([str(copied)])[2].identity
+
+
+def test_the_order_in_which_an_adapter_lists_its_modules_is_no_part_of_it(run: Path) -> None:
+    """PEFT holds the names in a set and writes them as they come."""
+    before, file = named([str(run)])[1].identity, run / "sft" / "adapter_config.json"
+    config = read_json(file)
+    assert len(config["target_modules"]) > 1
+    write_json(file, {**config, "target_modules": config["target_modules"][::-1]})
+    assert named([str(run)])[1].identity == before
+    for other in ({"lora_alpha": 1000}, {"target_modules": config["target_modules"][1:]}):
+        write_json(file, {**config, **other})
+        assert named([str(run)])[1].identity != before
+
+
+@pytest.mark.parametrize(("config", "said"), [(None, "No such file"), ("{", "Expecting"), ("[]", "no attribute")])
+def test_an_adapter_whose_configuration_cannot_be_read_is_told_in_a_line(
+    run: Path, config: str | None, said: str
+) -> None:
+    policy, file = replace(named([str(run)])[1]), run / "sft" / "adapter_config.json"
+    file.unlink() if config is None else file.write_text(config)
+    with pytest.raises(CheckpointError, match=rf"adapter_config\.json: cannot be read: .*{said}"):
+        _ = policy.identity
 
 
 # -------------------------------------------------------------------- what they say

@@ -623,7 +623,7 @@ def test_what_was_compared_is_not_drawn_again(trained, prompts, favourite, monke
     other = trained / "sft" / "checkpoints" / "checkpoint-16" / "adapter_model.safetensors"
     other.write_bytes(candidates(trained / "sft")[0].weights.read_bytes())
     judged(trained, prompts, Judge("favourite", {"head": "ab12"}, Favourite))
-    assert len(drawn) == 21
+    assert len(drawn) == 18, "two checkpoints with the same weights answer once"
 
 
 def test_the_chosen_one_becomes_the_stage_and_nothing_is_lost(trained, prompts, favourite):

@@ -16,7 +16,7 @@ from peft.utils import CONFIG_NAME
 from rlhf_kit.checkpoint import MANIFEST, checkpoints, read_manifest, recipe_of
 from rlhf_kit.errors import CheckpointError, RlhfKitError
 from rlhf_kit.files import sha256_of
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import content_of
 from rlhf_kit.models.loading import resolve_dtype
 from rlhf_kit.models.sources import is_repository_name
 from rlhf_kit.recipe import ModelSection, Recipe
@@ -73,10 +73,8 @@ class Policy:
 
 
 def hash_of(adapter: Path | None) -> str | None:
-    """Of an adapter's weights and shape."""
-    if adapter is None:
-        return None
-    return _digest([sha256_of(str(adapter / name)) for name in (WEIGHTS_FILE, CONFIG_NAME)])
+    """Of an adapter's weights and shape; None is the base itself."""
+    return None if adapter is None else content_of(adapter)
 
 
 def _content(model: ModelSection) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from rlhf_kit.export.comparison import POSITIONS, Limit, judge, logits_of, own_a
 from rlhf_kit.export.source import Source
 from rlhf_kit.export.trained import TRAINED, Mixture, load_plain_base, load_trained
 from rlhf_kit.models import Backbone
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 from rlhf_kit.models.loading import base_id, save_lora_config
 
 LIMIT = Limit(max_difference=1e-5)

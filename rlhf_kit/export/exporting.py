@@ -26,7 +26,7 @@ from rlhf_kit.export.source import REWARD, SCORED, Source, find
 from rlhf_kit.export.trained import Mixture
 from rlhf_kit.files import sha256_of
 from rlhf_kit.models import load_tokenizer
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 from rlhf_kit.models.loading import base_id
 
 log = logging.getLogger(__name__)

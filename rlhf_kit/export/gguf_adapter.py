@@ -24,7 +24,7 @@ from rlhf_kit.export.merged import save
 from rlhf_kit.export.source import Source
 from rlhf_kit.export.trained import TRAINED, Mixture, load_plain_base, load_trained
 from rlhf_kit.models import load_tokenizer
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 
 FILE = "adapter.gguf"
 LIMIT = Limit(top1_agreement=0.995, mean_kl=1e-4)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_kit.checkpoint import MANIFEST, Manifest, read_manifest
 from rlhf_kit.errors import CheckpointError, ExportError
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 from rlhf_kit.models.heads import HEAD_FILE
 from rlhf_kit.recipe import ModelSection, Recipe
 

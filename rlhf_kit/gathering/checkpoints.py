@@ -39,6 +39,7 @@ from rlhf_kit.evaluation.policies import SFT, Policy
 from rlhf_kit.files import sha256_of
 from rlhf_kit.gathering.answers import answers_of
 from rlhf_kit.measures import Estimate, bootstrap_mean
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 from rlhf_kit.outputs import check_outputs
 from rlhf_kit.recipe_rollout import RolloutSection
 from rlhf_kit.sampling.drawing import Answer, Progress, Settings, only_process, silent
@@ -49,7 +50,6 @@ from rlhf_kit.sampling.scoring import distinct, score_answers
 log = logging.getLogger(__name__)
 
 FINAL = "final"
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -124,17 +124,17 @@ def candidates(stage: Path) -> list[Candidate]:
             f"{stage}: has kept no checkpoints to choose from; set sft.keep_checkpoints in the recipe, such as "
             "sft.keep_checkpoints=5, and run SFT again"
         )
-    own = _weights(stage / WEIGHTS)
+    own = _weights(stage / WEIGHTS_FILE)
     found = []
     for folder in folders:
         # The Trainer saves an adapter with a name of its own in a folder of that name.
-        places = (folder / WEIGHTS, *sorted(folder.glob(f"*/{WEIGHTS}")))
+        places = (folder / WEIGHTS_FILE, *sorted(folder.glob(f"*/{WEIGHTS_FILE}")))
         file = next((place for place in places if place.is_file()), None)
         if file is None:
-            raise CheckpointError(f"{folder}: holds no {WEIGHTS}; remove the folder")
+            raise CheckpointError(f"{folder}: holds no {WEIGHTS_FILE}; remove the folder")
         found.append(Candidate(folder.name, file, sha256_of(str(file)), _same(_weights(file), own)))
     if not any(candidate.current for candidate in found):
-        found.append(Candidate(FINAL, stage / WEIGHTS, sha256_of(str(stage / WEIGHTS)), True))
+        found.append(Candidate(FINAL, stage / WEIGHTS_FILE, sha256_of(str(stage / WEIGHTS_FILE)), True))
     if len(found) < 2:
         raise CheckpointError(
             f"{stage}: its only checkpoint, {found[0].name}, is its own adapter, so there is nothing to choose from; "
@@ -274,7 +274,7 @@ def choose(stage: Path, candidate: Candidate, comparison: Comparison) -> None:
     work = stage.with_name(f".{stage.name}.chosen.partial")  # not where an interrupted training of the stage works
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(stage, work, ignore=shutil.ignore_patterns(MANIFEST, CHECKPOINTS))
-    shutil.copyfile(candidate.weights, work / WEIGHTS)
+    shutil.copyfile(candidate.weights, work / WEIGHTS_FILE)
     before = set(stage.parent.glob(f"{stage.name}.previous-*"))
     finish(work, stage, replace(manifest, metrics=metrics))
     (older,) = set(stage.parent.glob(f"{stage.name}.previous-*")) - before

@@ -24,14 +24,13 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from rlhf_kit import launch
 from rlhf_kit.errors import CheckpointError, ModelError
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 from rlhf_kit.models.heads import ScalarHead
 from rlhf_kit.models.lora_linear import fuse, settled
 from rlhf_kit.models.lower_layers import LowerLayers
 from rlhf_kit.models.packed_linear import packed
 from rlhf_kit.models.quantized import settle
 from rlhf_kit.rl import token_log_probs
-
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 class Backbone(nn.Module):

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 
 from rlhf_kit.errors import EngineError
+from rlhf_kit.models.adapters import FILES, content_of
 from rlhf_kit.models.sources import made_once
 from rlhf_kit.rollout.client import Client, Refused, Unanswered
 from rlhf_kit.rollout.handshake import ADD_LORA_FAILED, LOAD, NO_FILES
 
 __all__ = ["copy", "load", "version_of"]
 
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
 
 def version_of(directory: Path) -> str:
-    """The name of an adapter's content; the order in which its configuration lists modules is none of it."""
-    config = json.loads((directory / _FILES[0]).read_bytes())
-    config = {key: sorted(map(str, value)) if isinstance(value, list) else value for key, value in config.items()}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    digest.update((directory / _FILES[1]).read_bytes())
-    return f"rlhf-kit-{digest.hexdigest()[:16]}"
+    """The name of an adapter's content."""
+    return f"rlhf-kit-{content_of(directory)[:16]}"
 
 
 def copy(directory: Path, place: Path) -> None:
@@ -31,7 +24,7 @@ def copy(directory: Path, place: Path) -> None:
     if place.exists():
         return
     with made_once(place) as scratch:
-        for name in _FILES:
+        for name in FILES:
             shutil.copyfile(directory / name, scratch / name)
         scratch.chmod(0o755)  # the server may be another user's
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlhf_kit.checkpoint import MANIFEST, read_manifest
 from rlhf_kit.errors import CheckpointError
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 from rlhf_kit.models.loading import base_id
 from rlhf_kit.recipe import ModelSection
 

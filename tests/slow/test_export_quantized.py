@@ -17,7 +17,7 @@ from rlhf_kit.checkpoint import MANIFEST, read_json, write_json
 from rlhf_kit.errors import ExportError
 from rlhf_kit.export.exporting import Wish, export
 from rlhf_kit.models import load_backbone
-from rlhf_kit.models.backbone import WEIGHTS_FILE
+from rlhf_kit.models.adapters import WEIGHTS_FILE
 from rlhf_kit.models.lora_linear import as_peft
 from rlhf_kit.models.probe import Probe
 

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from rlhf_kit import Demonstration, PPOConfig, PPOTrainer, load_backbone
 from rlhf_kit.models import load_base
-from rlhf_kit.models.backbone import WEIGHTS_FILE, Backbone
+from rlhf_kit.models.adapters import WEIGHTS_FILE
+from rlhf_kit.models.backbone import Backbone
 from rlhf_kit.stages import sft
 
 __all__ = ["model", "quantization"]  # fixtures
