@@ -20,6 +20,13 @@ from rlhf_kit.labeling.store import Store
 from rlhf_kit.labeling.tasks import Candidate, Task
 
 
+def commits_of(store: Store) -> list[str]:
+    """A list that grows with each transaction of the store's idle connection."""
+    found: list[str] = []
+    store._database._idle[-1].set_trace_callback(lambda said: found.append(said) if said == "COMMIT" else None)
+    return found
+
+
 def rank_task(prompt: Any = "Why is the sky blue?", *texts: str, **more: Any) -> Task:
     """A task to rank; the answers come from models of which no labeler may hear."""
     texts = texts or ("Air scatters blue light most.", "Because.", "It is the sea's reflection.")

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from label_site import commits_of
 from labelers import Clock
 
 from rlhf_kit.errors import DataError, RlhfKitError
@@ -83,7 +84,9 @@ def test_an_answer_with_what_comes_next_is_both_of_them(tmp_path, clock):
         assert together.assignment.task == apart.task and together.assignment.order == apart.order
         assert not together.is_over and together.progress == one.progress("anna")
         one.answer("anna", apart.id, FIRST, 2.0)
-        turn = other.answer_and_turn("anna", together.assignment.id, FIRST, 2.0, told)
+        with other.together():
+            other.answer("anna", together.assignment.id, FIRST, 2.0)
+            turn = other.turn("anna", told)
         following = one.next("anna", told)
         assert (turn.assignment and turn.assignment.task) == (following and following.task)
         assert (turn.paused, turn.progress) == (one.paused, one.progress("anna"))
@@ -96,8 +99,9 @@ def test_an_answer_with_what_comes_next_is_both_of_them(tmp_path, clock):
 def test_a_refused_answer_gives_nothing_new_out(store):
     store.add([ranking(number) for number in range(2)])
     given = store.turn("anna", Settings()).assignment
-    with pytest.raises(Refused, match="no such task for this labeler"):
-        store.answer_and_turn("ben", given.id, FIRST, 1.0, Settings())
+    with pytest.raises(Refused, match="no such task for this labeler"), store.together():
+        store.answer("ben", given.id, FIRST, 1.0)
+        store.turn("ben", Settings())
     assert store.progress().answered == 0 and store.progress("ben").left == 1, "ben was given nothing"
     with store._database.reading() as connection:
         assert connection.execute("SELECT count(*) FROM assignments").fetchone() == (1,)
@@ -163,13 +167,6 @@ def test_a_full_disk_is_told_and_loses_nothing(store):
     assert [kept.reply for kept in store.answered()] == [FIRST]
 
 
-def commits_of(store):
-    """A list that grows with each transaction of the store's idle connection."""
-    found = []
-    store._database._idle[-1].set_trace_callback(lambda said: found.append(said) if said == "COMMIT" else None)
-    return found
-
-
 def test_what_is_written_together_waits_for_the_disk_once(store, tmp_path):
     store.add(ranking(i) for i in range(3))
     store.configure(Settings())
@@ -196,6 +193,21 @@ def test_what_raises_among_what_is_written_together_undoes_itself_alone(store):
         store.undo("anna")
         store._database.write(half_an_answer)
     assert [(said.labeler, said.reply, said.seconds) for said in store.answered()] == kept
+
+
+def test_a_block_within_a_block_undoes_itself_alone(store):
+    store.add([ranking(0), ranking(1), ranking(2)])
+    one, other = store.next("anna"), store.next("ben")
+    commits = commits_of(store)
+    with store.together():
+        store.answer("anna", one.id, FIRST, 1.0)
+        with pytest.raises(Refused, match="no such task for this labeler"), store.together():
+            store.answer("ben", other.id, TIE, 1.0)
+            store.skip("ben", one.id, "unclear", "", 1.0)
+        with store.together():
+            store.pause(True)
+        assert commits == []
+    assert commits == ["COMMIT"] and store.paused and [said.labeler for said in store.answered()] == ["anna"]
 
 
 def half_an_answer(connection):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -24,6 +25,7 @@ from rlhf_kit.evaluation.judges.choose import judge_named, judges_named
 from rlhf_kit.evaluation.judges.endpoint import EndpointSettings
 from rlhf_kit.evaluation.judges.page import STORE, PageJudge
 from rlhf_kit.evaluation.judges.verdicts import RankingsJudge
+from rlhf_kit.labeling import serving
 from rlhf_kit.labeling.exporting import write_records
 from rlhf_kit.labeling.store import Store
 from rlhf_kit.records import Message
@@ -40,6 +42,17 @@ QUESTIONS = [
     question(CHAT, ["one", "same"], ["same", "same"], ["longer", "  "]),
 ]
 LONGER = prefer(lambda first, second: len(first) - len(second))
+
+
+@pytest.fixture(autouse=True)
+def linger(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """How long it waits for somebody to take the last one back; not at all unless a test says so."""
+
+    def seconds(value: float) -> None:
+        monkeypatch.setattr(serving, "_LINGER", value)
+
+    seconds(0.0)
+    return seconds
 
 
 def by(rule: Rule, most: int | None = None, seen: list[Any] | None = None) -> Callable[..., None]:
@@ -178,6 +191,31 @@ def test_the_bar_counts_a_comparison_that_is_taken_back_once(tmp_path: Path) -> 
 
     questions = [question(f"p {n}", ["aa"], ["b"]) for n in range(2)]
     assert ask(PageJudge(serve=serve), questions, tmp_path).missing == 0
+
+
+def test_the_last_comparison_can_be_taken_back_for_a_while(
+    tmp_path: Path, linger: Callable[[float], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The page is not over at the last answer, and not at all while one is open again."""
+    linger(0.3)
+
+    def serve(store: Store, serving: Any, *, done: Callable[[], bool], told: Any) -> None:
+        for rule in (LONGER, prefer(lambda first, second: len(second) - len(first))):  # says the opposite then
+            assert work(store, "labeler", rule, serving.settings) == 1 and not done()
+            if rule is LONGER:
+                assert store.undo("labeler") is not None
+                time.sleep(0.4)
+                assert not done()
+        began = time.monotonic()
+        while not done():
+            assert time.monotonic() < began + 30
+            time.sleep(0.01)
+        assert time.monotonic() >= began + 0.25
+
+    with caplog.at_level(logging.INFO, "rlhf_kit"):
+        found = verdicts(PageJudge(serve=serve), [question("p", ["aa"], ["b"])], tmp_path)
+    assert found == {(0, 0, 1, 0, 0): 0.0}
+    assert caplog.text.count("the last can be undone for 0 seconds") == 2
 
 
 def test_in_a_browser_by_people_who_see_no_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -216,17 +216,14 @@ class Database:
     def together(self) -> Iterator[None]:
         """All that this thread writes inside is one transaction, and on the disk when the block is over.
 
-        A `write` that raises undoes its own part alone. `reading` shows nothing of the block before its end.
+        A `write` or a block inside that raises undoes its own part alone. `reading` shows nothing of the block before
+        its end.
 
         Raises:
             RlhfKitError: the file cannot be written; nothing of the block is kept.
         """
-        with self._writing, self._told(), self._transaction("BEGIN IMMEDIATE") as connection:
-            self._shared = connection
-            try:
-                yield
-            finally:
-                self._shared = None
+        with self._changing():
+            yield
 
     def write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """What `work` gives. All or none of what it writes is there afterwards, and is on the disk; inside `together`
@@ -235,26 +232,37 @@ class Database:
         Raises:
             RlhfKitError: the file cannot be written.
         """
-        with self._writing:
-            if self._shared is None:
-                with self.together():
-                    return self.write(work)
-            with self._told():
-                return self._step(self._shared, work)
+        with self._changing() as connection:
+            return work(connection)
 
-    def _step(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], _T]) -> _T:
+    @contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction, or inside one a part of it that can be undone alone."""
+        with self._writing, self._told():
+            if self._shared is not None:
+                with self._part_of(self._shared):
+                    yield self._shared
+                return
+            with self._transaction("BEGIN IMMEDIATE") as connection:
+                self._shared = connection
+                try:
+                    yield connection
+                finally:
+                    self._shared = None
+
+    @contextmanager
+    def _part_of(self, connection: sqlite3.Connection) -> Iterator[None]:
         if not connection.in_transaction:  # a full disk has undone all of it
             raise RlhfKitError(f"{self._path}: cannot be written: what came before could not be")
-        connection.execute("SAVEPOINT step")
+        connection.execute("SAVEPOINT part")  # those of one name lie within each other
         try:
-            value = work(connection)
+            yield
         except BaseException:
             if connection.in_transaction:
-                connection.execute("ROLLBACK TO step")
-                connection.execute("RELEASE step")
+                connection.execute("ROLLBACK TO part")
+                connection.execute("RELEASE part")
             raise
-        connection.execute("RELEASE step")
-        return value
+        connection.execute("RELEASE part")
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -24,7 +24,7 @@ from rlhf_kit.labeling.store import Store
 if TYPE_CHECKING:
     from rlhf_kit.labeling.web.security import Limits
 
-__all__ = ["Serving", "check_installed", "serve"]
+__all__ = ["Serving", "check_installed", "lingering", "serve"]
 
 _EVERY = 1.0
 """Seconds between the questions whether it is done."""
@@ -130,19 +130,29 @@ def _asked_at_times(done: Callable[[], bool]) -> Callable[[], bool]:
     return is_done
 
 
-def _done_by_itself(store: Store, serving: Serving, told: Callable[[str], None]) -> Callable[[], bool]:
+def lingering(done: Callable[[], bool], told: Callable[[str], None], words: str) -> Callable[[], bool]:
+    """Whether it has been done for so long that nobody will undo the last answer any more.
+
+    Args:
+        words: are told each time that it becomes done, with the seconds in the place of `{}`.
+    """
     since: float | None = None
 
-    def done() -> bool:
+    def over() -> bool:
         nonlocal since
-        if serving.stay or store.progress().left > 0:
+        if not done():
             since = None
         elif since is None:
             since = time.monotonic()
-            told(f"all tasks are done; this ends in {_LINGER:.0f} seconds (--stay keeps it open)")
-        return since is not None and time.monotonic() > since + _LINGER
+            told(words.format(f"{_LINGER:.0f} seconds"))
+        return since is not None and time.monotonic() >= since + _LINGER
 
-    return done
+    return over
+
+
+def _done_by_itself(store: Store, serving: Serving, told: Callable[[str], None]) -> Callable[[], bool]:
+    words = "all tasks are done; this ends in {} (--stay keeps it open)"
+    return lingering(lambda: not serving.stay and store.progress().left == 0, told, words)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ several processes may use a file at once.
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -53,7 +52,7 @@ class Store:
 
     def together(self) -> AbstractContextManager[None]:
         """All that this thread changes inside is on the disk when the block is over, at once; what raises inside and is
-        caught undoes itself alone.
+        caught undoes itself alone, also a block within the block.
 
         Raises:
             RlhfKitError: the file cannot be written; nothing of the block is kept.
@@ -148,15 +147,6 @@ class Store:
             DataError: the reply does not fit the task.
         """
         self._database.write(lambda c: changes.answer(c, self._clock(), labeler, assignment, reply, seconds))
-
-    def answer_and_turn(self, labeler: str, assignment: str, reply: Reply, seconds: float, settings: Settings) -> Turn:
-        """`answer` and then `turn`, which wait for the disk once."""
-
-        def both(connection: sqlite3.Connection) -> Turn:
-            changes.answer(connection, self._clock(), labeler, assignment, reply, seconds)
-            return changes.turn_of(connection, self._clock(), labeler, settings)
-
-        return self._database.write(both)
 
     def skip(self, labeler: str, assignment: str, reason: str, note: str, seconds: float) -> None:
         """Passes a task on to another labeler; the same again changes nothing.

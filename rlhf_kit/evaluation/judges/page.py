@@ -17,7 +17,7 @@ from rlhf_kit.evaluation.judges.base import Judgement, Progress, Question
 from rlhf_kit.evaluation.judges.pairs import Pair, pairs_of
 from rlhf_kit.labeling.exporting import ranks_of
 from rlhf_kit.labeling.replies import CompareReply
-from rlhf_kit.labeling.serving import Serving, serve
+from rlhf_kit.labeling.serving import Serving, lingering, serve
 from rlhf_kit.labeling.store import Store
 from rlhf_kit.labeling.tasks import Candidate, Task
 from rlhf_kit.labeling.watching import Watch
@@ -81,8 +81,8 @@ class PageJudge:
                 fresh = float(store.progress().tasks)  # those of other evaluations that nobody has made come last
                 store.add(Task("compare", t.prompt, t.candidates, priority=fresh) for t in tasks.values())
                 log.info("judge %s: %d comparisons are wanted; open the page", self.name, watch.left)
-                serving = Serving(title="Which answer is better?")
-                self.serve(store, serving, done=done, told=lambda line: log.info("%s", line))
+                over = lingering(done, log.info, "all comparisons are made; the last can be undone for {}")
+                self.serve(store, Serving(title="Which answer is better?"), done=over, told=log.info)
             if not done():
                 self._go_on_without(watch)
             return self._judgement(questions, _better(watch))

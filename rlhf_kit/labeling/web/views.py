@@ -125,10 +125,13 @@ class Labeling:
     async def answer(self, request: Request) -> Response:
         """Keeps a reply; what comes next is the answer."""
         name, body = _writer(request, "labeler").name, parse_body(await request.body(), AnswerBody)
-        reply, settings = reply_in(body), self._site.settings
-        return await self._writer.write(
-            lambda: self._store.answer_and_turn(name, body.assignment, reply, body.seconds, settings), self._state
-        )
+        reply = reply_in(body)
+
+        def keep() -> Turn:
+            self._store.answer(name, body.assignment, reply, body.seconds)
+            return self._store.turn(name, self._site.settings)
+
+        return await self._writer.write(keep, self._state)
 
     async def skip(self, request: Request) -> Response:
         """Passes a task on; what comes next is the answer."""

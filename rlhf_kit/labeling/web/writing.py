@@ -77,7 +77,12 @@ class Writer:
     def _change(self, jobs: Sequence[_Job]) -> list[Any]:
         """What each change gave, or the exception that it raised."""
         with self._store.together():
-            return [_tried(job.change) for job in jobs]
+            return [_tried(self._whole, job.change) for job in jobs]
+
+    def _whole(self, change: Callable[[], _T]) -> _T:
+        """All that a change writes, or nothing of it."""
+        with self._store.together():
+            return change()
 
 
 def _show(jobs: Sequence[_Job], changed: Sequence[Any]) -> list[Response | Exception]:
