@@ -24,6 +24,11 @@ class Interval:
     reference: float = 50.0
     reference_label: str = "50 %"
 
+    @classmethod
+    def of_shares(cls, value: float, low: float, high: float, reference: float = 0.5, label: str = "50 %") -> Interval:
+        """That of shares from 0 to 1."""
+        return cls(100 * value, 100 * low, 100 * high, 100 * reference, label)
+
 
 @dataclass(frozen=True)
 class Headline:

@@ -108,5 +108,5 @@ def _of_accuracy(name: str, found: Accuracy, caption: str, confidence: str) -> H
     if ends is None:
         few = f"{number(found.pairs)} pairs of {number(found.prompts)} prompts: too few for an interval"
         return Headline(name, figure, unit, few, caption)
-    bar = Interval(100 * ends.value, 100 * ends.low, 100 * ends.high)
+    bar = Interval.of_shares(ends.value, ends.low, ends.high)
     return Headline(name, figure, unit, f"{confidence} interval {interval(found)}", caption, bar)

@@ -142,7 +142,7 @@ def _win(name: str, section: Figures, key: str, meaning: str, confidence: float)
     if bounds is None:
         return Headline(name, percent(value), "of the time", "", caption)
     _, low, high = bounds
-    interval = Interval(100 * value, 100 * low, 100 * high, 50.0, "even")
+    interval = Interval.of_shares(value, low, high, label="even")
     return Headline(
         name, percent(value), "of the time", _range(percent(low), percent(high), confidence), caption, interval
     )
@@ -167,7 +167,7 @@ def _accuracy(reward: Figures, confidence: float) -> Headline | None:
     if percent(mean) != percent(value):
         words = f"averaged by prompt {percent(mean)}, {words}"
     label, reference = ("best rule", baseline[1]) if baseline else ("chance", 0.5)
-    interval = Interval(100 * mean, 100 * low, 100 * high, 100 * reference, label)
+    interval = Interval.of_shares(mean, low, high, reference, label)
     return Headline(name, percent(value), unit, words, caption, interval)
 
 

@@ -78,7 +78,7 @@ def _headlines(found: History) -> list[Headline]:
 def _wins(name: str, rate: Interval | None, caption: str) -> Headline | None:
     if rate is None:
         return None
-    bar = pages.Interval(100 * rate["value"], 100 * rate["low"], 100 * rate["high"])
+    bar = pages.Interval.of_shares(rate["value"], rate["low"], rate["high"])
     ends = f"{percent(rate['low'])} to {percent(rate['high'])}"
     return Headline(name, percent(rate["value"]), "of the time", ends, f"{caption} A tie counts half.", bar)
 

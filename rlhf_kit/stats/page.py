@@ -79,7 +79,7 @@ def _headlines(statistics: Statistics) -> list[Headline]:
 def _of_share(name: str, found: Share, caption: str) -> Headline:
     if found.low is None or found.high is None or found.value is None:
         return Headline(name, percent(found.value, 0), caption=caption)
-    interval = Interval(100 * found.value, 100 * found.low, 100 * found.high)
+    interval = Interval.of_shares(found.value, found.low, found.high)
     return Headline(name, percent(found.value, 0), "", f"95 % interval {bounds(found)}", caption, interval)
 
 
