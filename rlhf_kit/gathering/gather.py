@@ -162,8 +162,9 @@ def gather(wish: Wish, out: Path, *, kept: Path | None = None, progress: Progres
     enough = [place for place, row in enumerate(merged) if len(row) >= wish.least]
     rows = [merged[place] for place in enough]
     scores = _scores(wish, [wish.prompts[place] for place in enough], rows, work, progress)
-    rows = _marked(wish, rows, scores)
-    values = None if wish.select is None else _values(wish.select, _log_odds(wish, scores))
+    odds = _log_odds(wish, scores) if wish.select or len(wish.judges) > 1 else scores
+    rows = _marked(rows, scores if len(wish.judges) == 1 else odds)
+    values = None if wish.select is None else _values(wish.select, odds)
     taken = _taken(wish, values, len(rows))
     in_file = [chosen(wish.keep, rows[place]) for place in taken]
     asked = [wish.prompts[enough[place]] for place in taken]
@@ -227,14 +228,13 @@ def _log_odds(wish: Wish, scores: Sequence[Floats]) -> list[Floats]:
     return [times * said for said in scores]
 
 
-def _marked(wish: Wish, rows: list[list[Answer]], scores: Sequence[Floats]) -> list[list[Answer]]:
-    """The answers with their scores: one model's as it says them, the mean of several as log-odds."""
-    if not wish.judges:
-        return rows
-    marks = [said.mean(axis=0) for said in (scores if len(wish.judges) == 1 else _log_odds(wish, scores))]
+def _marked(rows: list[list[Answer]], scores: Sequence[Floats]) -> list[list[Answer]]:
+    """The answers with their scores, the mean of what several models say; without any as they are."""
     return [
-        [replace(one, score=float(mark)) for one, mark in zip(row, said, strict=True)]
-        for row, said in zip(rows, marks, strict=True)
+        [replace(one, score=float(mark)) for one, mark in zip(row, said.mean(axis=0), strict=True)]
+        if len(said)
+        else row
+        for row, said in zip(rows, scores, strict=True)
     ]
 
 
