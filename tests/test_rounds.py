@@ -357,11 +357,11 @@ def test_people_label_on_the_page_and_what_they_gave_before_it_was_ended_counts(
     recipe = load_recipe(path)
     file = home_of(path) / "round-1" / "labels.sqlite"
     with monkeypatch.context() as patch:  # somebody ends the page at once
-        patch.setattr(serving, "serve", lambda store, how, told: told("served"))
+        patch.setattr(serving, "serve", lambda store, how, done, told: told("served"))
         said: list[str] = []
-        with pytest.raises(RlhfKitError, match=r"12 rankings are still to be given.*the same command goes on"):
+        with pytest.raises(RlhfKitError, match=r"6 of 6 tasks are still to be ranked.*the same command goes on"):
             go_round(recipe, told=said.append)
-        assert said == ["round 1: 12 rankings are asked for", "served"]
+        assert said == ["round 1: 6 tasks are to be ranked, each by 2 people", "served"]
     with closing(Store(file)) as store:
         assert work(store, "anna", cats_on_the_page, most=4) == 4
     monkeypatch.setattr(serving, "_LINGER", 0.5)
@@ -376,6 +376,48 @@ def test_people_label_on_the_page_and_what_they_gave_before_it_was_ended_counts(
         assert all(r.rank == cats.index(r.text.count("cat")) + 1 and r.source == "round-0" for r in row.responses)
     assert read_json(home_of(path) / "round-1" / "round.json")["labels"]["labelers"] == ["anna", "ben"]
     assert history(home_of(path)).rows[1].labeler_seconds == 12.0
+
+
+def test_people_are_asked_for_the_answers_as_they_are_now_and_what_they_said_of_the_same_ones_counts(
+    tmp_path, monkeypatch
+):
+    from rlhf_kit.labeling import serving
+
+    monkeypatch.setattr(serving, "_LINGER", 0.0)
+    asked: list[Task] = []
+
+    def noting(task: Task, order: tuple[int, ...]) -> RankReply:
+        asked.append(task)
+        return cats_on_the_page(task, order)
+
+    def a_page(most):
+        def serve(store, how, *, done, told):
+            assert not done()
+            for _ in range(most):
+                work(store, "anna", noting, how.settings, 1)
+                if done() and done():  # at once the second time, as nobody is waited for to take the last one back
+                    break
+
+        monkeypatch.setattr(serving, "serve", serve)
+
+    section = {"labels": "page", "labelers": ["anna"], "prompts_per_round": 3}
+    prompt_by_prompt = {"samples_per_prompt": 2, "per_device_eval_batch_size": 4}
+    path = write(tmp_path, round=section, evaluate=prompt_by_prompt)
+    one = home_of(path) / "round-1"
+    a_page(2)
+    with pytest.raises(RlhfKitError, match="round 1: 1 of 3 tasks are still to be ranked"):
+        go_round(load_recipe(path), train=False)
+    a_page(20)
+    for change, count in (({"prompts_per_round": 5}, 3), ({"temperature": 0.7, "prompts_per_round": 5}, 5)):
+        asked.clear()
+        go_round(load_recipe(write(tmp_path, round=section | change, evaluate=prompt_by_prompt)), train=False)
+        now = responses_of(one / "answers.jsonl")
+        assert len(asked) == count, "those that were ranked before count where the answers are the same"
+        assert all({c.text for c in task.candidates} == now[task.prompt].keys() for task in asked)
+        labels = files.load(str(one / "labels.jsonl"), "ranking")
+        assert {str(row.prompt): {r.text for r in row.responses} for row in labels} == {
+            prompt: set(texts) for prompt, texts in now.items()
+        }
 
 
 def test_reward_models_label_by_their_mean_and_select_by_their_disagreement(two, tmp_path):

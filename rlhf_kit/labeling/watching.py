@@ -35,6 +35,11 @@ class Watch:
         self._closed: AbstractSet[tuple[str, str, float]] = frozenset()
         self.look()
 
+    def over(self) -> bool:
+        """Whether none is waited for any longer, by what there is now."""
+        self.look()
+        return self.left == 0
+
     def look(self) -> bool:
         """Reads what there is, where the file says that something has changed; whether anything was said of these
         tasks, skipped or taken back since it was last read."""

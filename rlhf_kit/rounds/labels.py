@@ -110,14 +110,17 @@ def _by_people(one: Round, answers: Path, told: Told, browser: bool) -> list[Ran
     """Serves the page until each task is ranked, or was skipped by everybody; what was given before counts."""
     from rlhf_kit.labeling.assignment import Settings
     from rlhf_kit.labeling.exporting import records
-    from rlhf_kit.labeling.serving import Serving, serve
+    from rlhf_kit.labeling.serving import Serving, lingering, serve
     from rlhf_kit.labeling.store import Store
     from rlhf_kit.labeling.tasks import read_tasks
+    from rlhf_kit.labeling.watching import Watch
 
-    section = one.whole.round
+    section, number, batch = one.whole.round, f"round {one.number}", sha256_of(str(answers))
     store = Store(answers.with_name("labels.sqlite"))
     try:
-        store.add(read_tasks(str(answers), "rank"))
+        first = float(store.progress().tasks)  # those that were drawn before the answers became others come last
+        tasks = [replace(task, priority=first) for task in read_tasks(str(answers), "rank")]
+        store.add(tasks, batch=batch)
         store.set_labelers(section.labelers or ["labeler"])
         settings = Settings(overlap=section.overlap, seed=one.recipe.seed)
         store.configure(settings)
@@ -128,20 +131,26 @@ def _by_people(one: Round, answers: Path, told: Told, browser: bool) -> list[Ran
             settings=settings,
             open_browser=browser,
         )
-        if store.progress().left:
-            told(f"round {one.number}: {store.progress().left} rankings are asked for")
-            serve(store, serving, told=told)
-        if left := store.progress().left:
+        watch = Watch(store, {task.id for task in tasks}, opinions=section.overlap, batch=batch)
+        if watch.left:
+            told(f"{number}: {watch.left} tasks are to be ranked{_each_by(section.overlap)}")
+            done = lingering(watch.over, told, "all tasks are ranked; the last can be undone for {}")
+            serve(store, serving, done=done, told=told)
+        if not watch.over():
             raise RlhfKitError(
-                f"round {one.number}: {left} rankings are still to be given; all that were given are kept, and the "
-                "same command goes on"
+                f"{number}: {watch.left} of {watch.count} tasks are still to be ranked; all that was given is kept, "
+                "and the same command goes on"
             )
-        found = [record for record in records(store) if isinstance(record, Ranking)]
+        found = [record for record in records(store, batch=batch) if isinstance(record, Ranking)]
     finally:
         store.close()
     if not found:
-        raise RlhfKitError(f"round {one.number}: every task was skipped; look at why on the admin page")
+        raise RlhfKitError(f"{number}: every task was skipped; look at why on the admin page")
     return found
+
+
+def _each_by(people: int) -> str:
+    return f", each by {people} people" if people > 1 else ""
 
 
 # -------------------------------------------------------------------- a file

@@ -140,11 +140,11 @@ def _told(watch: Watch, progress: Progress) -> Callable[[], bool]:
 
     def done() -> bool:
         nonlocal known
-        watch.look()
+        over = watch.over()
         if (made := watch.count - watch.left) > known:  # fewer are made where one was taken back
             progress(made - known)
             known = made
-        return watch.left == 0
+        return over
 
     return done
 
