@@ -130,8 +130,9 @@ def test_what_cannot_be_read_is_a_model_error(tmp_path):
         load_tokenizer(section(tmp_path))
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_base(section(tmp_path))
-    with pytest.raises(ModelError):  # the tests are offline
-        load_base(section("someone/model-that-is-nowhere"))
+    for load, said in ((load_base, "cannot be loaded"), (load_tokenizer, "no tokenizer")):  # the tests are offline
+        with pytest.raises(ModelError, match=rf"nowhere/run \(no such directory, so the Hub was asked\): {said}"):
+            load(section("nowhere/run"))
 
 
 def test_a_damaged_weight_file_is_a_model_error(tmp_path):

@@ -61,7 +61,7 @@ def load_tokenizer(model: ModelSection) -> PreTrainedTokenizerBase:
             trust_remote_code=model.trust_remote_code,
         )
     except (OSError, ValueError, KeyError) as failure:
-        raise ModelError(f"{model.name_or_path}: no tokenizer: {_first_line(failure)}") from failure
+        raise ModelError(f"{_place(model)}: no tokenizer: {_first_line(failure)}") from failure
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{model.name_or_path}: the tokenizer has no EOS token, so a response can never end")
     tokenizer.pad_token = _pad_token(tokenizer, model)
@@ -132,7 +132,7 @@ def _loaded(model: ModelSection, options: dict[str, Any]) -> PreTrainedModel:
                 **options,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as failure:
-        raise ModelError(f"{model.name_or_path}: cannot be loaded: {_first_line(failure)}") from failure
+        raise ModelError(f"{_place(model)}: cannot be loaded: {_first_line(failure)}") from failure
 
 
 def lora_config(lora: LoraSection) -> LoraConfig:
@@ -165,6 +165,12 @@ def base_id(model: ModelSection) -> str:
     if model.base_id is not None or not path.exists():
         return model.base_id or model.name_or_path
     return path.stem if path.is_file() else path.resolve().name  # a directory may have a dot in its name
+
+
+def _place(model: ModelSection) -> str:
+    """Its name, and that it was taken for one of the Hub: a mistyped directory looks like one."""
+    name = model.name_or_path
+    return name if Path(name).exists() or ":" in name else f"{name} (no such directory, so the Hub was asked)"
 
 
 def _first_line(failure: BaseException) -> str:
