@@ -201,6 +201,18 @@ def is_finished(run_directory: Path, inputs: dict[str, Any]) -> bool:
     return not changed
 
 
+def changes(recipe: Recipe, name: str) -> list[str]:
+    """What a step would be made from now and was not when it was done, a dotted line each; none where it is not done.
+
+    Raises:
+        CheckpointError: it was done, but its files have changed since.
+    """
+    directory = Path(recipe.output_dir) / name
+    if not (directory / MANIFEST).is_file():
+        return []
+    return differences(read_manifest(directory).inputs, _inputs(recipe, name, _parents(recipe, name)))
+
+
 def _parents(recipe: Recipe, name: str) -> dict[str, Path]:
     """The finished steps that a step starts from."""
     found = {}

@@ -454,6 +454,32 @@ def test_reward_models_label_by_their_mean_and_select_by_their_disagreement(two,
     assert account["gathered"]["value"][0] >= account["gathered"]["value"][1]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("sft.learning_rate=0.001", r"settings\.sft\.learning_rate: .* -> 0\.001"),
+        ("model.pad_token=cat", r"model\.pad_token: .* -> \"cat\""),
+        ("data.demonstrations=null", r"data\.demonstrations: .* started from SFT"),
+    ],
+)
+def test_a_recipe_with_another_start_does_not_go_on_with_the_rounds(two, tmp_path, change, said):
+    """Its rounds would be compared with a policy that the finished ones did not start from."""
+    home = Path(shutil.copytree(home_of(two), tmp_path / "run"))
+    recipe = load_recipe(two, [f"output_dir={home}", change])
+    with pytest.raises(RlhfKitError, match=rf"round 3: .*another start.*{said}.*output_dir"):
+        go_round(recipe)
+    assert sorted(path.name for path in home.iterdir()) == sorted(path.name for path in home_of(two).iterdir())
+
+
+def test_a_round_that_is_missing_among_finished_ones_is_told(two, tmp_path):
+    home = Path(shutil.copytree(home_of(two), tmp_path / "run"))
+    (home / "round-1").rename(home / "elsewhere")
+    words = r"round-2 is finished, but round-1, on which it is built, is not"
+    for ask in (lambda: history(home), lambda: go_round(load_recipe(two, [f"output_dir={home}"]))):
+        with pytest.raises(RlhfKitError, match=words):
+            ask()
+
+
 def test_the_last_policy_is_where_ppo_goes_on_from(two, tmp_path):
     home = Path(shutil.copytree(home_of(two), tmp_path / "run"))
     recipe = load_recipe(two, [f"output_dir={home}", "round.start=last"])

@@ -17,7 +17,7 @@ from typing import Any
 
 from rlhf_kit import files, pipeline
 from rlhf_kit.checkpoint import read_manifest, write_json
-from rlhf_kit.errors import Problem, RecipeError
+from rlhf_kit.errors import Problem, RecipeError, RlhfKitError
 from rlhf_kit.evaluation.evaluating import Wish, evaluate
 from rlhf_kit.evaluation.policies import BASE, PPO, SFT, Policy
 from rlhf_kit.evaluation.stage import EVALUATION, own_judges
@@ -66,6 +66,7 @@ def go_round(
     one = next_round(recipe)
     check_labels(one)
     log.info("round %d: in %s", one.number, one.directory)
+    _check_start(one)
     _start(one)
     one.directory.mkdir(parents=True, exist_ok=True)
     one.write_recipe()
@@ -92,6 +93,26 @@ def go_round(
     write_json(one.directory / ROUND, {**found, "labels": labels, "answers": drawn["gathered"], "seconds": seconds})
     log.info("round %d: done", one.number)
     return one
+
+
+def _check_start(one: Round) -> None:
+    """Raises `RlhfKitError` where the finished rounds started from another policy than this recipe makes: they would be
+    compared with one that they have nothing to do with."""
+    if one.number == 1:
+        return
+    first = Round(1, one.home, one.whole)
+    was_base = read_manifest(first.directory / PPO).recipe["ppo"]["init"] == BASE
+    if was_base != (one.start.policy is None):
+        found = [f"data.demonstrations: the others started from {'the base' if was_base else SFT.upper()}"]
+    elif was_base:
+        found = [line for line in pipeline.changes(first.recipe, PPO) if line.startswith("model")]
+    else:
+        found = pipeline.changes(one.whole, SFT)
+    if found:
+        raise RlhfKitError(
+            f"round {one.number}: this recipe has another start than the rounds before it: {'; '.join(found)}. Go on "
+            "with theirs, or name another output_dir"
+        )
 
 
 def _start(one: Round) -> None:

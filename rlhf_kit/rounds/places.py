@@ -128,10 +128,20 @@ def _init(adapter: Path | None) -> str:
 
 
 def finished(home: Path) -> list[dict[str, Any]]:
-    """What `round.json` of each finished round says, from round 1."""
+    """What `round.json` of each finished round says, from round 1.
+
+    Raises:
+        RlhfKitError: one is missing among them.
+    """
     found: list[dict[str, Any]] = []
     while (file := home / f"round-{len(found) + 1}" / ROUND).is_file():
         found.append(read_json(file))
+    if len(others := list(home.glob(f"round-*/{ROUND}"))) > len(found):
+        later = max((other.parent.name for other in others), key=lambda name: (len(name), name))
+        raise RlhfKitError(
+            f"{home}: {later} is finished, but {file.parent.name}, on which it is built, is not; put it back, or move "
+            "the later ones away"
+        )
     return found
 
 
