@@ -127,10 +127,13 @@ def guess_kind(source: str) -> str:
 def _fruitful_kind(format: Format, rows: list[dict[str, Any]]) -> str:
     """The kind that most of the rows say something about, be it wrong: a file of a format may hold its questions alone.
 
+    Labels count before prompts, which every row has: in a project's export some tasks are skipped or not labelled yet.
     A user's own converter gives the same rows whatever they are to become: there it is the kind of most of them.
     """
-    count = _tellings if format in FORMATS else _clean_rows
-    counts = {kind: count(format, kind, rows) for kind in kinds_of(format)}
+    tell = _tellings if format in FORMATS else _clean_rows
+    counts = {kind: tell(format, kind, rows) for kind in kinds_of(format)}
+    if format in FORMATS and any(count for kind, count in counts.items() if kind != "prompt"):
+        counts.pop("prompt", None)
     return max(counts, key=lambda kind: counts[kind]) if any(counts.values()) else default_kind(format)
 
 

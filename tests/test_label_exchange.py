@@ -104,7 +104,7 @@ def label_studio(rows: list[dict[str, Any]], config: ET.Element) -> list[dict[st
                 "id": f"r{number}",
                 "type": control.tag.lower(),
                 "from_name": control.get("name"),
-                "to_name": control.get("toName"),
+                "to_name": control.get("name" if control.tag == "Pairwise" else "toName"),  # as the server has it
                 "value": _value(control, row["data"]),
             }
             found.append({"id": number, "completed_by": who, "was_cancelled": False, "result": [result]})
@@ -116,7 +116,8 @@ def label_studio(rows: list[dict[str, Any]], config: ET.Element) -> list[dict[st
 def _value(control: ET.Element, data: dict[str, Any]) -> dict[str, Any]:
     if control.tag == "Ranker":
         best = sorted(data["items"], key=lambda item: -QUALITY[item["body"]])
-        return {"ranker": {control.get("name"): [item["id"] for item in best]}}
+        (bucket,) = control
+        return {"ranker": {"_": [], bucket.get("name"): [item["id"] for item in best]}}
     if control.tag == "Pairwise":
         left, right = (data[name] for name in str(control.get("toName")).split(","))
         return {"selected": "left" if QUALITY[left] > QUALITY[right] else "right"}
@@ -168,6 +169,37 @@ def test_there_and_back_again(to: str, kind: Kind, prompts: tuple[Any, ...], tmp
     assert take(store, str(back)) == 2 * len(tasks)
     assert said(store) == by_hand(tmp_path / "page.sqlite", tasks)
     assert take(store, str(back)) == 0 and len(records(store)) == 2 * len(tasks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("to", ["label-studio", "argilla"])
+def test_an_export_with_tasks_that_nobody_labelled_is_one_of_labels(
+    to: str, kind: Kind, tmp_path: Path, store: Store
+) -> None:
+    """One was skipped, many are not labelled yet: every row has a prompt, and that is not what the file is of."""
+    tasks = tasks_of(kind)
+    back = exported(to, tasks, tmp_path)
+    rows = json.loads(back.read_text())
+    empty: dict[str, Any] = {"annotations": []} if to == "label-studio" else {"responses": {}}
+    cancelled = {"id": 1, "completed_by": 1, "was_cancelled": True, "result": []}
+    discarded = [{"value": None, "user_id": "9", "status": "discarded"}]
+    skipped = (
+        {"annotations": [cancelled]}
+        if to == "label-studio"
+        else {"responses": {"rating" if kind == "rate" else "ranking": discarded}}
+    )
+    others = [{**rows[0], **skipped, "id": "s"}, *({**rows[0], **empty, "id": str(number)} for number in range(30))]
+    back.write_text(json.dumps([*others[:25], *rows, *others[25:]]))
+    store.add(tasks)
+    assert take(store, str(back)) == 2 * len(tasks)
+
+
+def test_the_ranker_of_label_studio_has_a_place_for_the_order(tmp_path: Path) -> None:
+    """Without one it submits the order that it shows as the labeler's own, also where nobody touched it."""
+    hand_over(tasks_of("rank"), "label-studio", tmp_path / "t.json")
+    (ranker,) = ET.parse(tmp_path / "t.xml").getroot().iter("Ranker")
+    (bucket,) = ranker
+    assert (bucket.tag, bucket.get("name"), bucket.get("default")) == ("Bucket", "best_first", None)
 
 
 def test_sources_come_back_and_the_order_is_the_one_that_was_shown(tmp_path: Path, store: Store) -> None:
@@ -252,6 +284,17 @@ def test_any_rankings_answer_the_tasks_that_they_order(tmp_path: Path, store: St
     assert (
         f"2 rows are left out: {file}:3: no task with this prompt; {file}:4: no task with these answers" in caplog.text
     )
+
+
+def test_somebody_who_cannot_be_called_so_is_told_with_the_row(tmp_path: Path, store: Store, caplog: Any) -> None:
+    store.add([task("compare", "p", TEXTS[:2])])
+    responses = [{"text": text, "rank": rank} for rank, text in enumerate(TEXTS[:2], 1)]
+    file = write(
+        tmp_path / "r.jsonl",
+        *({"prompt": "p", "responses": responses, "labeler": name} for name in ("admin", "n" * 65, "ben")),
+    )
+    assert take(store, file) == 1 and [said.labeler for said in store.answered()] == ["ben"]
+    assert f"2 rows are left out: {file}:1: labelers: 'admin' cannot be a name" in caplog.text
 
 
 def test_what_a_labeler_has_said_otherwise_stays(tmp_path: Path, store: Store, caplog: Any) -> None:

@@ -1,16 +1,18 @@
-"""Label Studio's JSON export: tasks with `data` and the `annotations` of one or more labelers.
+"""Label Studio's exports JSON and JSON-MIN: tasks with `data` and the `annotations` of one or more labelers.
 
 What each result of an annotation becomes, by its `type`:
 
 * `ranker` (the LLM Ranker template): a ranking. `value.ranker` is `{tag: [ids]}`, the items in the labeler's order,
   **the first is the best**; the answers are `data.items` (or another list of objects with `id` and `body`, or texts).
-  Groups (`Bucket` tags) are no order, for which group is better only the project knows.
+  With `Bucket` tags there is a list for each, and `_` for what is in none. The kit's own bucket `best_first` is an
+  order, others are not, for which group is better only the project knows.
 * `pairwise` (Human Preference Collection for RLHF): a ranking. `value.selected` is `left` or `right`, **the better of
   the two**, `left` the one that the tag names first: `answer1`.
 * `rating` (stars, more are better) and `choices` of thumbs up or down: ratings. The export does not say how many stars
   there are, so no scale.
 
-Each annotation is one labeler's opinion: a record of its own, `labeler` from `completed_by`. Cancelled ones are left
+Each annotation is one labeler's opinion: a record of its own, `labeler` from `completed_by`, the number of a user where
+the export does not say more (exports of the server do not). Cancelled ones are left
 out; predictions are a model's, not labels. The names in `data` are the project's: those of the templates are read,
 others reported. Data, task and annotation stay in `meta`, but for the texts.
 """
@@ -23,11 +25,16 @@ from typing import Any, NamedTuple
 
 from ..shapes import Shaped, ShapeError
 from .base import Format, Outcome, Unusable
+from .label_studio_min import is_min, renamed, whole
 from .projects import numbered, prompt_in
 from .roles import unusable
 from .values import number_of
 
-__all__ = ["FORMAT"]
+__all__ = ["FORMAT", "ORDERED"]
+
+ORDERED = "best_first"
+"""The bucket of the kit's own configuration, in which answers stand in order."""
+_UNPLACED = "_"
 
 _LISTS = ("items", "responses", "answers", "completions", "candidates", "outputs")
 _SIDES = (
@@ -62,6 +69,8 @@ class _Result(NamedTuple):
 
 
 def _recognise(row: dict[str, Any]) -> str | None:
+    if is_min(row):
+        return "has 'annotator' and 'annotation_id' beside a task's data"
     annotations = row.get("annotations")
     if not isinstance(row.get("data"), dict) or not isinstance(annotations, list):
         return None
@@ -78,6 +87,9 @@ def _ratings(row: dict[str, Any]) -> Iterator[Outcome]:
 
 
 def _prompts(row: dict[str, Any]) -> Iterator[Outcome]:
+    if is_min(row):
+        yield from (renamed(one, row) for one in _prompts(whole(row)))
+        return
     data = row.get("data")
     if not isinstance(data, dict):
         yield Unusable("wrong-type", "data", "must hold the task's prompt")
@@ -96,6 +108,9 @@ def _prompts(row: dict[str, Any]) -> Iterator[Outcome]:
 
 
 def _outcomes(row: dict[str, Any], kinds: tuple[str, ...]) -> Iterator[Outcome]:
+    if is_min(row):
+        yield from (renamed(one, row) for one in _outcomes(whole(row), kinds))
+        return
     annotations = row.get("annotations")
     if not isinstance(row.get("data"), dict) or not isinstance(annotations, list):
         yield Unusable("wrong-type", "", "is no task of a JSON export, with 'data' and 'annotations'")
@@ -146,6 +161,10 @@ def _ranking(result: _Result) -> Shaped:
 def _sorted_items(result: _Result) -> tuple[list[_Answer], list[int]]:
     """The items of a list in the task's order, and their ranks."""
     place, orders = f"{result.place}.ranker", result.value.get("ranker")
+    if isinstance(orders, dict) and orders.keys() == {_UNPLACED, ORDERED}:
+        if not orders[ORDERED]:
+            raise ShapeError(place, "places none of the answers; the labeler ordered nothing", "no-verdict")
+        orders = {ORDERED: orders[ORDERED]}
     if not isinstance(orders, dict) or len(orders) != 1:
         groups = ", ".join(map(str, orders)) if isinstance(orders, dict) else ""
         reason = f"sorts answers into groups ({groups}), which is no order" if groups else "must be a list of ids"
@@ -259,7 +278,7 @@ def _rest_of(item: Any) -> dict[str, Any]:
 
 FORMAT = Format(
     name="label-studio",
-    about="Label Studio's JSON export: rankings by drag and drop, pairs, stars and thumbs, one record a labeler",
+    about="Label Studio's JSON and JSON-MIN: rankings by drag and drop, pairs, stars and thumbs, one record a labeler",
     orientation="the first id of a ranker is the best; the selected side of a pair is better; more stars are better",
     documentation="https://labelstud.io/tags/ranker.html",
     recognise=_recognise,

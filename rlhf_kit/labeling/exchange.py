@@ -3,8 +3,7 @@
 What is written is what these tools import, in the layouts that `formats/label_studio.py` and `formats/argilla.py` read
 back. Who wrote an answer is not told: it comes back with the answers, which are matched by prompt and text.
 
-* Label Studio: a file of tasks, and beside it the labelling configuration (`.xml`): List and Ranker to rank, Pairwise
-  to compare, Rating with seven stars to rate (https://labelstud.io/tags/ranker.html, pairwise.html, rating.html).
+* Label Studio: a file of tasks, and beside it the labelling configuration (`.xml`) of `label_studio_page.py`.
 * Argilla 2: a directory that `rg.Dataset.from_disk` loads, with a ranking or a rating question. Its ranking question
   has the same answers in every record, so tasks with another number of answers are a dataset of their own.
 """
@@ -22,11 +21,13 @@ from typing import Any
 
 from rlhf_kit import files
 from rlhf_kit.checks.labelers import dense
+from rlhf_kit.codes import severity_of
 from rlhf_kit.errors import DataError, Problem, RlhfKitError
-from rlhf_kit.guessing import guess
+from rlhf_kit.guessing import Guess, guess
 from rlhf_kit.outputs import Files
-from rlhf_kit.records import Ranking, Rating, prompt_name
+from rlhf_kit.records import Ranking, Rating, Record, prompt_name
 
+from .label_studio_page import configuration
 from .replies import SCALE, AnswerReply, CompareReply, RankReply, RateReply, Reply, dense_axes
 from .store import Refused, Store
 from .tasks import LETTERS, Task
@@ -93,27 +94,13 @@ def _json(value: Any) -> str:
 
 # -------------------------------------------------------------------- Label Studio
 
-_CONTROLS = {
-    "rank": '<List name="answers" value="$items" title="Answers, the best one first"/>\n'
-    '  <Ranker name="rank" toName="answers"/>',
-    "compare": '<Header value="Which answer is better?"/>\n'
-    '  <Pairwise name="comparison" toName="answer1,answer2"/>\n'
-    '  <Text name="answer1" value="$answer1"/>\n'
-    '  <Text name="answer2" value="$answer2"/>',
-    "rate": '<Text name="response" value="$response"/>\n'
-    f'  <Rating name="rating" toName="response" maxRating="{SCALE[1]}" required="true"/>',
-}
-_TEXT = '<Text name="prompt" value="$prompt"/>'
-_TURNS = '<Paragraphs name="prompt" value="$prompt" nameKey="role" textKey="content" layout="dialogue"/>'
-
 
 def _for_label_studio(tasks: Sequence[Task], out: Path) -> dict[Path, str]:
     prompts, kind = _prompts(tasks), tasks[0].kind
     rows = [
         {"data": {"prompt": prompt, **_data(kind, _shown(task))}} for task, prompt in zip(tasks, prompts, strict=True)
     ]
-    prompt = _TEXT if isinstance(prompts[0], str) else _TURNS
-    config = f"<View>\n  {prompt}\n  {_CONTROLS[kind]}\n</View>\n"
+    config = configuration(kind, chat=not isinstance(prompts[0], str))
     return {out: _json(rows), out.with_suffix(".xml"): config}
 
 
@@ -194,31 +181,50 @@ def take(store: Store, file: str) -> int:
     new. They are matched by prompt and text: a ranking of more answers than a task has orders those of the task too.
 
     The file is an export of Label Studio or Argilla, or of any other format that `rlhf-kit convert` knows, or rows of
-    the kit's own. Answers without a labeler are those of one who is called like the file. What matches no task is told.
+    the kit's own. Answers without a labeler are those of one who is called like the file. What matches no task is told,
+    and so is what cannot be used of a tool's export: people submit empty answers there.
 
     Raises:
-        DataError: every row that cannot be used; it holds neither rankings nor ratings.
+        DataError: every row of the kit's own that cannot be used; nothing can; it holds neither rankings nor ratings.
         RlhfKitError: nothing in it is an answer to a task of the store.
     """
     found = guess(file)
+    wanted = "rating" if any(task.kind == "rate" for task in store.tasks()) else "ranking"
+    if found.format is not None and found.kind == "prompt" and wanted in found.format.to:
+        found = found._replace(kind=wanted)  # the first tasks of a project are not labelled yet
     if found.kind not in ("ranking", "rating"):
         raise DataError([Problem(file, "", f"holds no rankings or ratings: {found.why}")])
-    checked = files.check(file, found.kind, found.format)
-    if checked.problems:
-        raise DataError(checked.problems)
+    rows, unusable = _read(file, found)
     tasks = defaultdict[Any, list[Task]](list)
     for task in store.tasks():
         if task.prompt is not None and not task.gold:
             tasks[prompt_name(task.prompt)].append(task)
     account, unnamed = _Account(store, from_tool=found.format is not None), Path(file).name.partition(".")[0]
-    rows = list(zip(checked.records, checked.wheres, strict=True))
+    account.without += unusable
     for start in range(0, len(rows), _AT_ONCE):
         with store.together():
             for record, where in rows[start : start + _AT_ONCE]:
                 assert isinstance(record, (Ranking, Rating))
                 account.take(record, record.labeler or unnamed, tasks.get(prompt_name(record.prompt), []), where)
-    account.tell(file, len(rows))
+    account.tell(file, len(rows) + len(unusable))
     return account.new
+
+
+def _read(file: str, found: Guess) -> tuple[list[tuple[Record, str]], list[str]]:
+    """The records of a file with their places, and of a foreign format what cannot be used, each with the reason."""
+    if found.format is None:
+        checked = files.check(file, found.kind)
+        if checked.problems:
+            raise DataError(checked.problems)
+        return list(zip(checked.records, checked.wheres, strict=True)), []
+    rows, unusable, broken = list[tuple[Record, str]](), list[Problem](), list[Problem]()
+    for entry in files.scan(file, found.kind, found.format):
+        wrong = [problem for problem in entry.problems if severity_of(problem.code) == "error"]
+        (unusable if entry.row.is_row else broken).extend(wrong)
+        rows += [(record, entry.where) for record in entry.records]
+    if broken or not rows:
+        raise DataError(broken or unusable or [Problem(file, "", f"holds no {found.kind}: {found.why}")])
+    return rows, list(map(str, unusable))
 
 
 class _Account:

@@ -23,17 +23,19 @@ _MOST_NAME = 64
 
 def _checked(name: str) -> str:
     if not name.strip() or len(name) > _MOST_NAME or not name.isprintable() or name == ADMIN:
-        raise RlhfKitError(f"labelers: {name!r} cannot be a name; use 1 to {_MOST_NAME} letters, but not {ADMIN!r}")
+        raise Refused(f"labelers: {name!r} cannot be a name; use 1 to {_MOST_NAME} letters, but not {ADMIN!r}")
     return name
 
 
 def set_active(connection: sqlite3.Connection, names: Sequence[str]) -> None:
-    """Who may label from now on, and nobody else."""
+    """Who may label from now on, and nobody else; what others have open can be given out again."""
     if len(set(map(_checked, names))) < len(names):
         raise RlhfKitError("labelers: a name stands twice; give each person one")
     connection.execute("UPDATE labelers SET active = 0")
     query = "INSERT INTO labelers (name, active) VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET active = 1"
     connection.executemany(query, [(name,) for name in names])
+    gone = "labeler IN (SELECT number FROM labelers WHERE NOT active)"
+    connection.execute(f"UPDATE assignments SET state = 'lapsed' WHERE state = 'open' AND {gone}")
 
 
 def add_stranger(connection: sqlite3.Connection, name: str) -> None:
