@@ -84,7 +84,7 @@ def rank_third_and_flag(page: Page) -> None:
     wrong.get_by_label("Made up", exact=True).check()
     right.get_by_text("Flags", exact=False).first.click()
     right.get_by_label("kept", exact=True).check()
-    expect(wrong.locator("summary .count").first).to_have_text(" · 1 set")
+    expect(wrong.locator("summary .count").first).to_have_text(", 1 set")
     page.get_by_text("Note", exact=True).click()
     page.locator("#note").fill("wrong sum")
 
@@ -229,9 +229,9 @@ def test_a_skip_has_a_reason_and_can_be_undone(context, tmp_path):
         dialog.get_by_label("I cannot judge this").check()
         dialog.get_by_label("Anything to add").fill("too far from what I know")
         dialog.get_by_role("button", name="Skip").click()
-        expect(page.locator("#counts")).to_have_text("0 done · 1 skipped · 1 left")
+        expect(page.locator("#counts")).to_have_text("0 done, 1 skipped, 1 left")
         page.keyboard.press("u")
-        expect(page.locator("#counts")).to_have_text("0 done · 2 left")
+        expect(page.locator("#counts")).to_have_text("0 done, 2 left")
         expect(page.get_by_text("Name three rivers of Italy.")).to_be_visible()
         assert seen.is_clean()
 

@@ -34,11 +34,15 @@ function tier(rank, last) {
   const name = rank === 1 ? t("rank.best") : rank === last ? t("rank.worst") : "";
   const label = el(
     "p",
-    { class: "tier-name", id: `tier-${rank}` },
+    { class: "tier-name", id: `tier-${rank}`, "aria-hidden": "true" },
     el("b", { text: String(rank) }),
     el("small", { text: name }),
   );
-  const list = el("ul", { class: "drop", "data-rank": String(rank), "aria-label": t("board.tier", { rank }) });
+  const list = el("ul", {
+    class: "drop",
+    "data-rank": String(rank),
+    "aria-label": name ? t("board.end", { rank, name }) : t("board.tier", { rank }),
+  });
   return { row: el("div", { class: "tier" }, label, list), list };
 }
 

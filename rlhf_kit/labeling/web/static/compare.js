@@ -51,6 +51,8 @@ export function compareTask(task, { draft, changed }) {
     const value = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (value === undefined || event.shiftKey) return false;
     choose(value);
+    // Enter presses the button that has the focus: it must not be another one than the chosen.
+    if (group.contains(document.activeElement)) buttons.find((button) => button.dataset.value === value).focus();
     say(t("say.chosen", { choice: t(`compare.${value}`) }));
     return true;
   }

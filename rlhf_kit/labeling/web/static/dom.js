@@ -15,20 +15,40 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
+const GAP = 50; // milliseconds
+let saying = 0;
+
 // Empty and filled again, so that a screen reader tells of the same words a second time.
 export function say(text) {
   const place = $("said");
   place.textContent = "";
-  setTimeout(() => {
+  clearTimeout(saying);
+  saying = setTimeout(() => {
     place.textContent = text;
-  }, 50);
+  }, GAP);
+}
+
+// The same for a place with `role="alert"`, which says nothing about words that were there before.
+const alarms = new WeakMap(); // timers by place
+
+export function alarm(place, lines) {
+  const again = lines.length > 0 && place.textContent === lines.join("");
+  const write = () => place.replaceChildren(...lines.map((line) => el("p", { text: line })));
+  clearTimeout(alarms.get(place));
+  if (!again) return write();
+  place.replaceChildren();
+  alarms.set(place, setTimeout(write, GAP));
+  return undefined;
 }
 
 export const isTyping = (target) =>
   target instanceof HTMLElement && target.matches("textarea, select, input:not([type=radio]):not([type=checkbox])");
 
 // A native dialog opened over the page; what opened it has the focus again when it closes.
+// What lies behind is hidden from screen readers meanwhile, and a status of it would be told anew when it closes.
 export function openDialog(dialog) {
+  clearTimeout(saying);
+  $("said").textContent = "";
   if (!dialog.open) dialog.showModal();
 }
 

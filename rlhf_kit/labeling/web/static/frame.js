@@ -1,5 +1,5 @@
 // What is around every task: the note, what is missing, submit, skip and undo.
-import { $, el } from "./dom.js";
+import { $, alarm, el } from "./dom.js";
 import { noteBox } from "./parts.js";
 import { t } from "./words.js";
 
@@ -27,8 +27,7 @@ export function frame(view, { note, canUndo, on }) {
 // What keeps the task from being submitted, in words; `lines` may be empty.
 export function tellProblems(lines) {
   const place = $("problems");
-  if (!place) return;
-  place.replaceChildren(...lines.map((line) => el("p", { text: line })));
+  if (place) alarm(place, lines);
 }
 
 // What keeps a draft from the server; null where nothing does.

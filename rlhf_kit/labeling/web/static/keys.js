@@ -27,24 +27,25 @@ export function prepareSwitch() {
   });
 }
 
+// What is written with signs has a name in words, `key.*`, for who hears it.
 const RANK = [
-  ["A–I", "keys.card"],
-  ["1–9", "keys.rank"],
+  ["A–I", "keys.card", "key.letters"],
+  ["1–9", "keys.rank", "key.digits"],
   ["0", "keys.clear"],
-  ["Alt ↑ ↓", "keys.step"],
-  ["⇧ 1–7", "keys.overall"],
-  ["← →", "keys.cards"],
+  ["Alt ↑ ↓", "keys.step", "key.alt_up_down"],
+  ["⇧ 1–7", "keys.overall", "key.shift_marks"],
+  ["← →", "keys.cards", "key.left_right"],
 ];
 const OWN = {
   rank: RANK,
   compare: [
-    ["←", "keys.left"],
-    ["→", "keys.right"],
-    ["↓", "keys.tie"],
+    ["←", "keys.left", "key.left"],
+    ["→", "keys.right", "key.right"],
+    ["↓", "keys.tie", "key.down"],
     ["Enter", "keys.submit"],
   ],
   rate: [
-    ["1–7", "keys.mark"],
+    ["1–7", "keys.mark", "key.marks"],
     ["0", "keys.clear"],
     ["Enter", "keys.submit"],
   ],
@@ -56,11 +57,16 @@ export function fillHelp(kind) {
     [submitKeys(), "keys.submit"],
     ["U", "keys.undo"],
     ["S", "keys.skip"],
-    ["?", "keys.help"],
+    ["?", "keys.help", "key.question"],
   ];
 
   $("help-keys").replaceChildren(
-    ...all.flatMap(([keys, key]) => [el("dt", {}, el("kbd", { text: keys })), el("dd", { text: t(key) })]),
+    ...all.flatMap(([keys, does, name]) => [
+      name
+        ? el("dt", {}, el("kbd", { "aria-hidden": "true", text: keys }), el("span", { class: "unseen", text: t(name) }))
+        : el("dt", {}, el("kbd", { text: keys })),
+      el("dd", { text: t(does) }),
+    ]),
   );
 }
 

@@ -2,7 +2,7 @@
 import { ApiError, get, post, signIn } from "./api.js";
 import { seconds, startClock } from "./clock.js";
 import { compareTask } from "./compare.js";
-import { formatted } from "./content.js";
+import { excerpt, formatted } from "./content.js";
 import { $, el, openDialog, prepareDialogs, say } from "./dom.js";
 import { flush, forget, hear, keep, newest } from "./drafts.js";
 import { frame, setBusy, tellProblems, tellUnsaved } from "./frame.js";
@@ -103,19 +103,28 @@ function changed() {
 }
 
 // One request at a time; a failure is told beside the button, and nothing is lost.
-async function act(request) {
+async function act(done, request) {
   if (busy) return;
   busy = true;
   setBusy(true);
   try {
     show(await request());
-    say(t("say.saved", state.progress));
+    tellDone(done);
   } catch (error) {
     await failed(error);
   } finally {
     busy = false;
     setBusy(false);
   }
+}
+
+// The heading has the focus, but not every screen reader reads it when what had the focus before is gone.
+const tellDone = (done) => say(`${t(`say.${done}`)} ${t("say.progress", state.progress)} ${nextInWords()}`);
+
+function nextInWords() {
+  const turn = state.task?.prompt?.at(-1);
+  const next = turn ? excerpt(turn.text) : $("heading").textContent;
+  return t(state.task ? "say.next" : "say.end", { next });
 }
 
 async function failed(error) {
@@ -143,7 +152,7 @@ function submit() {
   const { assignment } = state.task;
   const body = { assignment, reply: { ...view.reply(), note }, seconds: seconds() };
   spent.set(assignment, body.seconds);
-  act(async () => {
+  act("saved", async () => {
     await flush(); // a draft that is on its way must not come after its answer
     const next = await post("/api/answer", body);
     await forget(assignment);
@@ -155,7 +164,7 @@ function skip() {
   if (!view || busy) return;
   const { assignment } = state.task;
   askReason(me.skip_reasons, (reason, words) =>
-    act(async () => {
+    act("skipped", async () => {
       await flush();
       const next = await post("/api/skip", { assignment, reason, note: words, seconds: seconds() });
       await forget(assignment);
@@ -166,7 +175,7 @@ function skip() {
 
 function undo() {
   if (!state?.progress.can_undo) return;
-  act(async () => {
+  act("undone", async () => {
     await flush();
     return post("/api/undo", {});
   });
@@ -262,6 +271,7 @@ async function start() {
     me = await signIn("labeler");
     await setLanguage(wanted(me.language));
     show(await get("/api/task"), { first: true });
+    if (view?.first) say(nextInWords()); // who is put into a field has not heard what stands before it
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     showRefused(error);

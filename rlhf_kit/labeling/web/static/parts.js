@@ -75,7 +75,7 @@ export function flagBox(flags, values, of, told) {
   const count = el("span", { class: "count" });
   const show = () => {
     const set = Object.keys(values).length;
-    count.textContent = set === 0 ? "" : ` · ${t("flags.set", { n: set })}`;
+    count.textContent = set === 0 ? "" : `, ${t("flags.set", { n: set })}`;
   };
   const changed = (flag, value) => {
     if (value === undefined) delete values[flag];
@@ -140,6 +140,8 @@ export function noteBox(text, told) {
     rows: "3",
     maxlength: "4000",
     dir: "auto",
+    "aria-label": t("note.name"),
+    "aria-describedby": "note-hint",
     oninput: () => told(area.value),
   });
   area.value = text;
@@ -147,7 +149,7 @@ export function noteBox(text, told) {
     "details",
     { class: "fold note" },
     el("summary", { text: t("note.name") }),
-    el("label", { class: "field" }, el("span", { class: "quiet", text: t("note.hint") }), area),
+    el("label", { class: "field" }, el("span", { class: "quiet", id: "note-hint", text: t("note.hint") }), area),
   );
   fold.open = text !== "";
   return fold;

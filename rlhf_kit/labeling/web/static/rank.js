@@ -33,7 +33,7 @@ function axisBox(axes, entry, of, last, told) {
     const set = axes
       .filter((axis) => entry.axes[axis] !== undefined)
       .map((axis) => `${t(`axis.${axis}`)} ${entry.axes[axis]}`);
-    count.textContent = set.length === 0 ? "" : ` · ${set.join(", ")}`;
+    count.textContent = set.length === 0 ? "" : `, ${set.join(", ")}`;
   };
   const scales = axes.map((axis) => {
     const set = (value) => {
@@ -64,6 +64,7 @@ export function rankTask(task, { me, draft, changed }) {
   const keys = task.answers.map(({ key }) => key);
   const last = keys.length;
   const parts = {};
+  let doubted = "";
   const state = el("p", { class: "state", id: "state" });
   const doubt = el("p", { class: "doubt", hidden: true });
   const known = (field) =>
@@ -84,7 +85,7 @@ export function rankTask(task, { me, draft, changed }) {
       low: t("rank.best"),
       high: t("rank.worst"),
       describedby: error.id,
-      set: (value) => setRank(key, value),
+      set: (value) => (setRank(key, value), tellMore(key)),
     });
     const [low, high] = me.scale;
     const overall = scale({
@@ -94,7 +95,7 @@ export function rankTask(task, { me, draft, changed }) {
       to: high,
       low: t("overall.low"),
       high: t("overall.high"),
-      set: (value) => setOverall(key, value),
+      set: (value) => (setOverall(key, value), tellDoubt("")),
     });
     const made = answerCard(
       answer,
@@ -148,11 +149,28 @@ export function rankTask(task, { me, draft, changed }) {
     if (after === undefined) tell(key);
   }
 
-  function tell(key) {
+  const tiedWith = (key) => keys.filter((other) => other !== key && entries[other].rank === entries[key].rank);
+
+  function standing(key) {
     const { rank } = entries[key];
-    if (rank === undefined) return say(t("say.unranked", { key }));
-    const tied = keys.filter((other) => other !== key && entries[other].rank === rank);
-    return say(tied.length ? t("say.tied", { key, rank, others: listed(tied) }) : t("say.ranked", { key, rank }));
+    if (rank === undefined) return t("say.unranked", { key });
+    const tied = tiedWith(key);
+    return tied.length ? t("say.tied", { key, rank, others: listed(tied) }) : t("say.ranked", { key, rank });
+  }
+
+  const tell = (key) => tellDoubt(standing(key));
+
+  // A radio button tells of itself that it is selected, not of the others and not that nothing is.
+  function tellMore(key) {
+    const { rank } = entries[key];
+    tellDoubt(rank === undefined || tiedWith(key).length ? standing(key) : "");
+  }
+
+  // With what the change has made doubtful, if that was not told before.
+  function tellDoubt(words) {
+    const more = doubt.textContent === doubted ? "" : doubt.textContent;
+    doubted = doubt.textContent;
+    if (words || more) say(`${words} ${more}`.trim());
   }
 
   function go(key) {
@@ -169,7 +187,7 @@ export function rankTask(task, { me, draft, changed }) {
     const digit = /^(?:Digit|Numpad)([1-9])$/.exec(event.code)?.[1];
     if (digit && key && event.shiftKey && Number(digit) <= me.scale[1]) {
       setOverall(key, Number(digit));
-      return (say(t("say.overall", { key, mark: digit })), true);
+      return (tellDoubt(t("say.overall", { key, mark: digit })), true);
     }
     if (digit && key && !event.shiftKey && Number(digit) <= last) {
       setRank(key, Number(digit));
@@ -238,5 +256,6 @@ export function rankTask(task, { me, draft, changed }) {
     doubt,
   );
   sync();
+  doubted = doubt.textContent;
   return { main, side, state, reply, missing, byKey, byAlt, close: order.close };
 }

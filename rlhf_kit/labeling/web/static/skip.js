@@ -1,5 +1,5 @@
 // The dialog that asks for the reason of a skip.
-import { $, el, openDialog } from "./dom.js";
+import { $, alarm, el, openDialog } from "./dom.js";
 import { t } from "./words.js";
 
 let skipped = null;
@@ -9,7 +9,7 @@ export function prepareSkip() {
     event.preventDefault();
     const reason = $("skip-reasons").querySelector("input:checked")?.value;
     if (!reason) {
-      $("skip-problem").textContent = t("skip.missing");
+      alarm($("skip-problem"), [t("skip.missing")]);
       $("skip-reasons").querySelector("input").focus();
       return;
     }
@@ -22,7 +22,7 @@ export function prepareSkip() {
 export function askReason(reasons, done) {
   skipped = done;
   $("skip-note").value = "";
-  $("skip-problem").textContent = "";
+  alarm($("skip-problem"), []);
   const label = (reason) =>
     el(
       "label",
