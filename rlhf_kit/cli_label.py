@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,18 +38,24 @@ def add_label(command: Command) -> None:
     parser.add_argument(
         "--labelers", metavar="NAMES", type=_names, help="who labels, with commas; each has a link (default: labeler)"
     )
-    parser.add_argument("--overlap", metavar="N", type=count, default=1, help="labelers for each task (default: 1)")
+    parser.add_argument(
+        "--overlap", metavar="N", type=count, help="labelers for each task (default: as before in this store, first 1)"
+    )
     parser.add_argument("--limit", metavar="N", type=count, help="so many tasks, the first ones; to write: prompts")
-    parser.add_argument("--seed", metavar="N", type=times, default=0, help="of the order of answers (default: 0)")
+    parser.add_argument(
+        "--seed", metavar="N", type=times, help="of the order of answers (default: as before in this store, first 0)"
+    )
     gold = parser.add_argument_group("tasks whose answer is known")
     gold.add_argument("--gold", metavar="FILE", help="rankings (or ratings) that tell how labelers do; not exported")
-    gold.add_argument("--gold-every", metavar="N", type=count, help="one in so many tasks is such (default: 10)")
+    gold.add_argument(
+        "--gold-every", metavar="N", type=count, help="one in so many tasks is such (default: as before, first 10)"
+    )
     page = parser.add_argument_group("the page")
     page.add_argument("--title", metavar="TEXT", help="above the page (default: the name of TASKS)")
     page.add_argument("--guidelines", metavar="FILE", type=Path, help="Markdown that labelers can open beside a task")
     page.add_argument("--language", choices=("auto", "en", "zh"), default="auto", help="(default: the browser's)")
     page.add_argument("--host", default="127.0.0.1", help="other machines reach it by another one than 127.0.0.1")
-    page.add_argument("--port", metavar="N", type=times, default=0, help="(default: a free one)")
+    page.add_argument("--port", metavar="N", type=times, default=0, help="(default: the store's own, else a free one)")
     page.add_argument(
         "--origin", metavar="URL", default="", help="how people reach it through a proxy: https://label.example.org"
     )
@@ -74,22 +81,19 @@ def _names(text: str) -> list[str]:
 
 
 def _label(arguments: argparse.Namespace) -> int:
-    from rlhf_kit.labeling.assignment import Settings
     from rlhf_kit.labeling.store import Store
 
     if arguments.to:
         return _hand_over(arguments)
     place = _place(arguments)
     tasks = _read(arguments)
-    settings = Settings(
-        overlap=arguments.overlap,
-        gold_every=(arguments.gold_every or 10) if arguments.gold else 0,
-        seed=arguments.seed,
-    )
     store = Store(place)
     try:
         _check_kind(store, tasks)
+        settings = _settings(arguments, store.settings)
         store.configure(settings)
+        if arguments.tasks is not None:
+            _tell_others(store, tasks, arguments.tasks)
         store.add(tasks)
         _work(arguments, store, settings)
         _export(store, arguments)
@@ -135,6 +139,22 @@ def _check_kind(store: Store, tasks: Sequence[Task]) -> None:
         raise RlhfKitError(
             f"label: {store.path} holds tasks to {held}, and these are to {tasks[0].kind}; name another --out for them"
         )
+
+
+def _tell_others(store: Store, tasks: Sequence[Task], file: str) -> None:
+    """Says how many tasks are asked that are not in the file: a row that was taken out of it is in the store still."""
+    own = {task.id for task in tasks} | {opinion.task for opinion in store.opinions()}
+    if others := sum(not task.gold and task.id not in own for task in store.tasks()):
+        _told(f"tasks that are asked besides those of {file}: {others:,} (of another file, or no longer in this one)")
+
+
+def _settings(arguments: argparse.Namespace, before: Settings) -> Settings:
+    """How tasks are given out: what is not typed stays as it was in the store. Another process may be serving it, which
+    an export must not tell that one opinion on each task is enough."""
+    typed = {name: value for name in ("overlap", "seed") if (value := getattr(arguments, name)) is not None}
+    if arguments.gold:
+        typed["gold_every"] = arguments.gold_every or before.gold_every or 10
+    return replace(before, **typed)
 
 
 def _is_blank(arguments: argparse.Namespace) -> bool:

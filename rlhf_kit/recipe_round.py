@@ -48,7 +48,9 @@ class RoundSection(Section):
     labelers: list[Name] = Field(default_factory=list, description="With page: who gets a link.")
     overlap: int = Field(default=1, ge=1, description="With page: labelers of each task.")
     guidelines: Name | None = Field(default=None, description="With page: a Markdown file that labelers read.")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(default=0, description="With page: 0 is the round's own, the same each time.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=0, description="With page: 0 is the round's own, the same each time."
+    )
     ensemble: int = Field(
         default=1, ge=1, description="Reward models of a round, each with a seed of its own; the first is PPO's."
     )

@@ -20,6 +20,7 @@ from rlhf_kit import files
 from rlhf_kit.cli import main
 from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.labeling import serving
+from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.replies import AnswerReply, RankReply
 from rlhf_kit.labeling.serving import Serving, serve
 from rlhf_kit.labeling.store import Store
@@ -97,6 +98,49 @@ def test_export_serves_nothing(tmp_path, tasks, capsys):
     assert main(["label", "--out", str(out), "--export"]) == 0
     assert "wrote 1 records" in capsys.readouterr().out
     assert [record.labeler for record in files.load(str(out), "ranking")] == ["anna"]
+
+
+@pytest.mark.parametrize("doing", [["--export"], ["--take"]])
+def test_how_tasks_are_given_out_stays_until_somebody_says_otherwise(tmp_path, tasks, capsys, doing):
+    """A server may be on the same store: told that one opinion is enough, it would end with half of the answers."""
+    out, elsewhere = tmp_path / "out.jsonl", tmp_path / "elsewhere.jsonl"
+    said = [{"text": "good", "rank": 1}, {"text": "bad", "rank": 2}]
+    elsewhere.write_text(json.dumps({"prompt": "Known?", "responses": said, "labeler": "zoe"}) + "\n", "utf-8")
+    first = ["label", str(tasks), "--out", str(out), "--gold", str(elsewhere), "--export"]
+    assert main([*first, "--overlap", "2", "--seed", "5", "--gold-every", "3"]) == 0
+    doing = [*doing, str(elsewhere)] if doing == ["--take"] else doing
+    assert main(["label", str(elsewhere), "--out", str(out), *doing]) == 0
+    wanted = 8 - (doing[0] == "--take")
+    assert f"{wanted} answers are still wanted" in capsys.readouterr().out.splitlines()[-1]
+    with closing(Store(tmp_path / "out.sqlite")) as store:
+        assert store.settings == Settings(overlap=2, gold_every=3, seed=5)
+        assert store.progress().wanted == 2 * 4, "of four tasks, gold ones not counted"
+    assert main([*first, "--overlap", "1"]) == 0
+    with closing(Store(tmp_path / "out.sqlite")) as store:
+        assert store.settings == Settings(overlap=1, gold_every=3, seed=5)
+
+
+def test_rows_that_are_no_longer_in_the_file_are_told_of(tmp_path, tasks, capsys):
+    command = ["label", str(tasks), "--out", str(tmp_path / "out.jsonl"), "--export"]
+    whole = tasks.read_text("utf-8").splitlines(keepends=True)
+    assert main(command) == 0 and "besides" not in capsys.readouterr().out
+    with closing(Store(tmp_path / "out.sqlite")) as store:
+        store.set_labelers(["anna"])
+        answer_one(store)
+    tasks.write_text(whole[2], "utf-8")  # the first one has an answer by now
+    assert main(command) == 0 and f"besides those of {tasks}: 1 (" in capsys.readouterr().out
+    tasks.write_text("".join(whole[1:]), "utf-8")
+    assert main(command) == 0 and "besides" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["rank", "demonstrate"])
+def test_hints_are_for_prompts_to_write_alone(tmp_path, capsys, kind):
+    hints = tmp_path / "hints.jsonl"
+    hints.write_text('{"text": "Letters to a landlord"}\n', "utf-8")
+    command = ["label", str(hints), "--out", str(tmp_path / "out.jsonl"), "--export", "--task"]
+    assert main([*command, kind]) == 2
+    assert "hints.jsonl:1: is a hint for a prompt that is to be written; --task write" in capsys.readouterr().err
+    assert main([*command, "write"]) == 0
 
 
 def test_prompts_to_write_need_no_file(tmp_path):
@@ -240,19 +284,38 @@ def test_another_program_has_its_signals_back(store):
     assert told[-1].startswith("  admin ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+_HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, _HANGUP])
 def test_a_signal_ends_the_serving_and_not_the_program(store, number):
-    asked: list[bool] = []
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
 
     def done() -> bool:
-        asked.append(True)
+        if not timer.ident:  # only from here on are signals certainly heard
+            timer.start()
         return False
 
-    timer = threading.Timer(0.8, os.kill, (os.getpid(), number))
-    timer.start()
     serve(store, Serving(), done=done, told=lambda line: None)
-    timer.join()
-    assert asked  # and here it goes on
+    timer.join()  # and here it goes on
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up")
+def test_a_terminal_that_is_closed_ends_it_with_its_records_but_not_behind_nohup(tmp_path, tasks, store):
+    server = Server(tmp_path, [str(tasks), "--limit", "1"])
+    server.start()
+    somebody = Person(server.port)
+    somebody.sign_in(server.links["labeler"])
+    assert somebody.rank(somebody.get("/api/task").json).status == 200
+    code, said = server.end(signal.SIGHUP)
+    assert code == 0 and "wrote 1 records" in said and len(files.load(str(server.out), "ranking")) == 1
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup starts a program
+    try:
+        seen = list[object]()
+        serve(store, Serving(), done=lambda: not seen.append(signal.getsignal(signal.SIGHUP)), told=lambda line: None)
+        assert seen == [signal.SIG_IGN]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_error_of_the_program_ends_the_serving(store):
@@ -287,6 +350,9 @@ def test_the_browser_is_opened_by_way_of_a_file_that_nobody_else_reads(store, mo
     link = next(line.split()[-1] for line in told if line.startswith("  anna"))
     assert f"url={link}" in content and mode == 0o600
     assert not Path(path).exists()
+    store.set_labelers(["anna", "ben"])  # whoever serves several is none of them, and would begin a task as the first
+    serve(store, Serving(open_browser=True), done=lambda: True, told=told.append)
+    assert f"url={told[-1].split()[-1]}" in opened[1][1] and told[-1].startswith("  admin ")
 
 
 def test_other_machines_are_warned_of():

@@ -255,6 +255,20 @@ def test_links_are_the_same_after_a_restart(store, tmp_path):
     assert other.token("anna") != tokens["anna"]
 
 
+def test_what_somebody_who_was_left_out_had_open_goes_to_another_at_once(store):
+    store.add([ranking(0)])
+    begun = store.next("anna")
+    store.keep_draft("anna", begun.id, {"note": "so far"})
+    assert store.next("ben") is None, "anna has it"
+    store.set_labelers(["ben"])
+    assert store.next("ben").task == begun.task
+    store.set_labelers(["anna", "ben"])
+    assert store.next("anna") is None, "ben has it"
+    store.skip("ben", store.next("ben").id, "unclear", "", 1.0)
+    again = store.next("anna")
+    assert again.id == begun.id and again.draft == {"note": "so far"}
+
+
 @pytest.mark.parametrize("names", [["admin"], [" "], ["a" * 65], ["a\nb"], ["anna", "anna"]])
 def test_names_that_cannot_be(store, names):
     with pytest.raises(RlhfKitError, match="labelers"):
@@ -679,7 +693,7 @@ def test_threads_write_at_once(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert wrong == []
     assert Counter(one.task.id for one in store.answered()) == {ranking(i).id: 2 for i in range(60)}
     assert len({(one.task.id, one.labeler) for one in store.answered()}) == 120
@@ -707,7 +721,7 @@ def test_processes_share_a_file(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0] and wrong.empty()
     store = Store(path)
     assert store.progress() == Progress(40, 80, 80, 0, 0)

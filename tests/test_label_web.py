@@ -1,15 +1,19 @@
 """The page's server: what a labeler and the admin ask, and what they get."""
 
 import json
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from label_site import Person, rank_task, site
 
 from rlhf_kit import files
+from rlhf_kit.errors import RlhfKitError
 from rlhf_kit.labeling import serving
 from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.replies import SKIP_REASONS
+from rlhf_kit.labeling.store import Store
 from rlhf_kit.labeling.tasks import Candidate, Task
 from rlhf_kit.labeling.web.security import Origins, Rate, RateLimit
 from rlhf_kit.records import Flags, Message
@@ -236,39 +240,90 @@ def test_links_stay_after_a_restart_and_so_do_sessions(tmp_path):
         assert anna.rank(anna.get("/api/task").json).status == 200
 
 
-def test_it_ends_by_itself_a_while_after_the_last_answer(tmp_path, monkeypatch):
-    monkeypatch.setattr(serving, "_LINGER", 1.5)
-    store_path = tmp_path / "store.sqlite"
-    from rlhf_kit.labeling.store import Store
+def test_a_full_disk_is_told_to_who_answers_in_words_and_to_who_serves_in_a_line(tmp_path, monkeypatch, caplog):
+    def full(self):
+        raise RlhfKitError("store.sqlite: cannot be written: database or disk is full")
 
-    store = Store(store_path)
+    with site(tmp_path, [rank_task()]) as served:
+        anna = served.person("anna")
+        state = anna.get("/api/task").json
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "together", full)
+            refused = anna.rank(state)
+        assert refused.status == 503 and "cannot be saved" in refused.json["error"]
+        assert "sqlite" not in refused.json["error"], "labelers know nothing of files"
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert json.loads(line)["reason"] == "store.sqlite: cannot be written: database or disk is full"
+        assert caplog.records[0].exc_info is None
+        assert anna.rank(state).status == 200, "when there is room again"
+
+
+def test_a_store_keeps_its_port_as_long_as_nothing_else_has_it(tmp_path):
+    """Links that were sent lead to the page after a restart, and pages that are open find it again."""
+    with site(tmp_path, []) as first, site(tmp_path, []) as beside:
+        links = first.links
+        assert beside.port != first.port and beside.person("anna").get("/api/me").status == 200
+    with site(tmp_path, []) as again:
+        assert again.links == links
+    with site(tmp_path, [], port=beside.port) as named:
+        assert named.port == beside.port
+
+
+def test_it_ends_by_itself_a_while_after_the_last_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(serving, "_EVERY", 0.05)
+    monkeypatch.setattr(serving, "_LINGER", 600.0)
+    store, told, left = Store(tmp_path / "store.sqlite"), [], []
     store.set_labelers(["anna"])
     store.add([rank_task()])
-    told = []
+    serve = {"args": (store, serving.Serving()), "kwargs": {"told": told.append}}
+    thread = threading.Thread(target=serving.serve, **serve, daemon=True)
+    progress = store.progress
 
-    def hear(line):
-        told.append(line)
+    def watched():
+        found = progress()
+        if threading.current_thread() is thread:
+            left.append(found.left)
+        return found
 
-    import threading
+    def until(is_so):
+        end = time.monotonic() + 60
+        while not is_so():
+            assert thread.is_alive() and time.monotonic() < end
+            time.sleep(0.02)
 
-    thread = threading.Thread(target=serving.serve, args=(store, serving.Serving()), kwargs={"told": hear})
+    monkeypatch.setattr(store, "progress", watched)
     thread.start()
-    while not told or "admin" not in told[-1]:
-        time.sleep(0.05)
-    link = next(line.split()[-1] for line in told if line.strip().startswith("anna"))
-    anna = Person(int(link.split(":")[2].split("/")[0]))
-    anna.sign_in(link)
-    state = anna.get("/api/task").json
-    anna.rank(state)
-    time.sleep(1.2)
-    undone = anna.post("/api/undo").json  # in time: there is something to do again
-    time.sleep(2)
-    assert thread.is_alive() and undone["task"]
-    anna.rank(undone)
-    thread.join(10)
+    try:
+        until(lambda: any(line.strip().startswith("admin") for line in told))
+        link = next(line.split()[-1] for line in told if line.strip().startswith("anna"))
+        anna = Person(int(link.split(":")[2].split("/")[0]))
+        anna.sign_in(link)
+        anna.rank(anna.get("/api/task").json)
+        until(lambda: left[-1:] == [0])
+        undone = anna.post("/api/undo").json  # in time: there is something to do again
+        until(lambda: left[-1:] == [1])
+        anna.rank(undone)
+        until(lambda: left[-1:] == [0])
+    finally:
+        monkeypatch.setattr(serving, "_LINGER", 0.0)
+        thread.join(60)
     assert not thread.is_alive()
     assert sum("all tasks are done" in line for line in told) == 2
     store.close()
+
+
+def test_what_is_taken_back_in_time_starts_the_wait_anew(monkeypatch):
+    now, done, told = [100.0], [False], []
+    monkeypatch.setattr(serving, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    over = serving.lingering(lambda: done[0], told.append, "done, {} are left")
+
+    def at(seconds, is_done):
+        now[0], done[0] = 100.0 + seconds, is_done
+        return over()
+
+    assert [at(0, False), at(1, True), at(20.9, True)] == [False] * 3
+    assert [at(20.95, False), at(22, True), at(41.9, True), at(42, True)] == [False, False, False, True]
+    assert told == ["done, 20 seconds are left"] * 2
 
 
 # -------------------------------------------------------------------- what is worked out by hand

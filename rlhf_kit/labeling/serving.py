@@ -42,7 +42,7 @@ class Serving:
 
     host: str = "127.0.0.1"
     port: int = 0
-    """0 takes a free one."""
+    """0 takes the store's own, the same each time, or a free one where that is taken."""
     title: str = ""
     guidelines: Path | None = None
     """Markdown."""
@@ -77,7 +77,8 @@ def check_installed() -> None:
 def serve(
     store: Store, serving: Serving, *, done: Callable[[], bool] | None = None, told: Callable[[str], None]
 ) -> None:
-    """Serves until `done` is true, which is asked each second in this thread, or Ctrl-C or SIGTERM ends it.
+    """Serves until `done` is true, which is asked each second in this thread, or Ctrl-C, SIGTERM or a
+    closed terminal ends it.
 
     Without `done` it ends when nothing is left to do, or never if it shall stay. Whoever has given it asks it once more
     to know whether somebody has ended the work before it was done. The server runs in a thread of its own; signals are
@@ -90,10 +91,10 @@ def serve(
         RlhfKitError: the address cannot be had, or packages are missing.
     """
     check_installed()
-    from rlhf_kit.labeling.web.server import listening, make_server, run
+    from rlhf_kit.labeling.web.server import listening, make_server, own_port, run
 
     store.configure(serving.settings)
-    with listening(serving) as listener, _ended() as ended:
+    with listening(serving, own_port(store)) as listener, _ended() as ended:
         port: int = listener.getsockname()[1]
         server, links = make_server(store, serving, port)
         thread = threading.Thread(target=run, args=(server, listener), name="label-server", daemon=True)
@@ -101,7 +102,8 @@ def serve(
         try:
             _wait(lambda: server.started or not thread.is_alive() or ended())
             _tell(serving, port, links, told)
-            with _opened(links[0][1] if serving.open_browser and _has_screen() else None):
+            _, own = links[0 if len(links) == 2 else -1]  # of several labelers, whoever serves is none
+            with _opened(own if serving.open_browser and _has_screen() else None):
                 is_done = _asked_at_times(done or _done_by_itself(store, serving, told))
                 _wait(lambda: ended() or not thread.is_alive() or is_done())
             if not thread.is_alive():
@@ -157,12 +159,14 @@ def _done_by_itself(store: Store, serving: Serving, told: Callable[[str], None])
 
 @contextmanager
 def _ended() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM has come meanwhile."""
+    """Whether Ctrl-C or SIGTERM has come meanwhile, or the terminal was closed."""
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = {number: signal.signal(number, lambda got, _: came.append(got)) for number in _SIGNALS}
+    # What nohup or a service manager has the program ignore stays ignored.
+    heard = [number for number in _SIGNALS if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda got, _: came.append(got)) for number in heard}
     try:
         yield lambda: bool(came)
     finally:
@@ -170,7 +174,7 @@ def _ended() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if sys.platform != "win32" else []))
 
 
 # -------------------------------------------------------------------- what is told

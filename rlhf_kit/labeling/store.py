@@ -15,7 +15,7 @@ from typing import Any
 
 from . import accounts, changes, people
 from .accounts import Answered, Counts, Opinion, Progress, Skipped
-from .assignment import Assignment, Refused, Settings, remember
+from .assignment import Assignment, Refused, Settings, remember, remembered
 from .changes import Turn
 from .database import Database
 from .people import ADMIN, labeler_number
@@ -64,6 +64,12 @@ class Store:
     def configure(self, settings: Settings) -> None:
         """Says how tasks will be given out, so that `progress` knows before the first one is."""
         self._database.write(lambda connection: remember(connection, settings))
+
+    @property
+    def settings(self) -> Settings:
+        """How tasks were given out last; the defaults where none ever was."""
+        with self._database.reading() as connection:
+            return remembered(connection)
 
     def add(self, tasks: Iterable[Task], *, batch: str = "") -> int:
         """Adds tasks and returns how many are new; one that is there already belongs to the new batch too, and gets the

@@ -172,6 +172,9 @@ def read_tasks(source: str, kind: Kind, *, gold: bool = False) -> list[Task]:
 
 def _tasks_of(record: Record, kind: Kind, gold: bool, where: str) -> Iterator[Task]:
     if isinstance(record, Text):
+        if kind != "write":
+            reason = "is a hint for a prompt that is to be written; --task write asks for them"
+            raise DataError([Problem(where, "", reason)])
         yield _to_write(record, where)
         return
     carried: dict[str, Any] = {name: value for name in _CARRIED if (value := getattr(record, name, None)) is not None}

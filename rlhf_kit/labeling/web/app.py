@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from rlhf_kit.errors import DataError
+from rlhf_kit.errors import DataError, RlhfKitError
 from rlhf_kit.labeling.store import Refused
 from rlhf_kit.labeling.web.guard import Guard, log_refusal
 from rlhf_kit.labeling.web.pages import answer_file, read_files
@@ -38,6 +38,7 @@ def make_app(site: Site) -> ASGIApp:
         HTTPException: _on_http,
         Refused: _on_refused,
         DataError: _on_wrong,
+        RlhfKitError: _on_trouble,
         Exception: _on_bug,
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
@@ -85,6 +86,13 @@ async def _on_wrong(request: Request, error: DataError) -> Response:
     log_refusal(request.scope, 422, "content")
     problems = [{"field": problem.field, "reason": problem.reason} for problem in error.problems[:_MOST_PROBLEMS]]
     return JSONResponse({"error": "what was sent cannot be used", "problems": problems}, 422)
+
+
+async def _on_trouble(request: Request, error: RlhfKitError) -> Response:
+    """A full disk, or a file that another program holds: who serves is told why, who labels that it is no fault of
+    theirs."""
+    words = "this cannot be saved at the moment; it stays on this page: tell whoever sent you the link, and try again"
+    return _refuse(request, 503, str(error), words)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -23,9 +23,10 @@ from rlhf_kit.process import few_collections
 if TYPE_CHECKING:
     from rlhf_kit.labeling.serving import Serving
 
-__all__ = ["listening", "make_server", "run"]
+__all__ = ["listening", "make_server", "own_port", "run"]
 
 _KEEP_ALIVE = 30
+_PORTS = range(20_000, 30_000)
 _IDLE = 40.0
 """Seconds after which a connection without a whole request is closed, however slowly it goes on sending."""
 
@@ -104,26 +105,48 @@ async def _close_idle(server: uvicorn.Server) -> None:
                 connection.transport.close()
 
 
+def own_port(store: Store) -> int:
+    """The port of a store where nobody names one: the same whenever it is served, so that links which were sent and
+    pages that are open still lead there. It is below those that systems lend to connections."""
+    drawn = store.token("\n")  # that is nobody's name, so that it tells nothing of a link
+    return _PORTS[int(drawn[:8], 16) % len(_PORTS)]
+
+
 @contextmanager
-def listening(serving: Serving) -> Iterator[socket.socket]:
-    """A socket at the address; raises `RlhfKitError` where it cannot be had."""
-    place = f"{serving.host}, port {serving.port}" if serving.port else serving.host
+def listening(serving: Serving, own: int = 0) -> Iterator[socket.socket]:
+    """A socket at the address; raises `RlhfKitError` where it cannot be had.
+
+    Args:
+        own: the port where none is named; a free one if it is taken, or 0.
+    """
+    try:
+        listener = _listener(serving.host, serving.port or own)
+    except RlhfKitError:
+        if serving.port or not own:
+            raise
+        listener = _listener(serving.host, 0)
+    with listener:
+        yield listener
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    place = f"{host}, port {port}" if port else host
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            serving.host, serving.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
         advice = "--host takes an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all it has"
         raise RlhfKitError(f"label: {place}: no address to serve at: {error.strerror or error}; {advice}") from None
-    with listener:
-        if sys.platform != "win32":  # there it would let two programs share a port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-            listener.listen(1024)
-        except (OSError, OverflowError) as error:
-            advice = "name another port with --port, or leave it out for a free one"
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise RlhfKitError(f"label: {place}: cannot be served at: {reason}; {advice}") from None
-        yield listener
+    if sys.platform != "win32":  # there it would let two programs share a port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(1024)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        advice = "name another port with --port, or leave it out for a free one"
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise RlhfKitError(f"label: {place}: cannot be served at: {reason}; {advice}") from None
+    return listener
