@@ -13,7 +13,7 @@ PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 .PHONY: help quickstart test test-slow test-real check bench bench-reward bench-ppo schemas clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "  ARGS=... is handed on, e.g. make quickstart ARGS='ppo.kl_coef=0.1' or make test ARGS='-k gae'"
 
 # The stamps are removed before an install starts and written after it ended: without a stamp, .venv is not trusted.
@@ -48,6 +48,14 @@ browser:
 
 test-slow: $(VENV)/.dev browser ## tests that need environments of their own, several processes or a browser
 	DS_ACCELERATOR=cpu $(PYTEST) -m slow $(ARGS)
+
+# The test is left out of `test-slow` where these are missing: a desktop's parts are much to ask of every machine.
+.PHONY: test-screen-reader
+test-screen-reader: $(VENV)/.dev browser ## the page for labelers by ear: Orca, installed where this may be done without asking
+	@command -v orca >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends orca at-spi2-core xvfb openbox \
+		xdotool dbus-daemon speech-dispatcher python3-pyatspi gir1.2-wnck-3.0 >/dev/null; }
+	$(PYTEST) -m slow tests/slow/test_label_screen_reader.py $(ARGS)
 
 # The folder holds other people's datasets, which are not part of this repository.
 DATA ?= ../shared/data
