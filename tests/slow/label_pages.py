@@ -23,6 +23,7 @@ MARKS = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)"),
     pytest.mark.skipif(sys.platform == "win32", reason="ends the server with a signal"),
 ]
+expect.set_options(timeout=20_000)  # milliseconds; five seconds, its own, may pass where much else runs
 DESKTOP: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}}
 PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 844},
