@@ -75,7 +75,7 @@ def _cells(cells: list[str], header: list[str], where: str) -> dict[str, Any] | 
     if not all(map(_is_utf8, cells)):
         return Problem(where, "", "not UTF-8; save the file in that encoding", "not-utf-8")
     row = {column: cell for column, cell in zip(header, cells, strict=True) if cell != ""}
-    for column in _NOT_TEXT & row.keys():
+    for column in [name for name in row if name in _NOT_TEXT]:
         try:
             row[column] = strict(row[column])
         except json.JSONDecodeError:

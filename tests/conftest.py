@@ -19,6 +19,10 @@ os.environ["HF_HOME"] = _hub_cache.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+# What is printed is laid out for no terminal, whatever the one is from which the tests are started.
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "TERM"):
+    os.environ.pop(name, None)
+
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:

@@ -19,7 +19,7 @@ from rlhf_kit.checks.row import is_plain, is_suspect, problems_in, ranking_probl
 from rlhf_kit.parsing import parse
 from rlhf_kit.records import Prompt, Text
 
-QUIET = settings(max_examples=300, deadline=None, database=None, derandomize=True)
+QUIET = settings(max_examples=300, deadline=None)
 
 
 def ranked(*ranks, texts=None, **fields):

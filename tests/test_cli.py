@@ -70,7 +70,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     first_page = done.stdout.split("usage:")[1]
     assert all(f"\n    {command} " in first_page for command in COMMANDS)
     seconds = float(done.stdout.rpartition("SECONDS")[2])
-    assert seconds < 0.5, "processor time of all ten pages together; the clock would also count what else is running"
+    assert seconds < 3, "processor time of all ten pages together; the clock would also count what else is running"
 
 
 def test_python_m_is_the_same() -> None:

@@ -170,7 +170,7 @@ def test_names_that_are_addresses_are_counted():
     assert personal.named == 1
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from([text for text, _ in TRUE] + FALSE + list(string.punctuation + "中文5 ")), max_size=4))
 def test_masking_changes_only_what_was_found(pieces):
     text = " ".join(pieces)
@@ -183,7 +183,7 @@ def test_masking_changes_only_what_was_found(pieces):
     assert masked == rest
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200, deadline=None)
 @given(st.text(max_size=200))
 def test_no_text_is_too_odd(text):
     WITH_IP.find(text)

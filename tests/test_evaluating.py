@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +42,8 @@ def policy(name: str, stage: str, tmp: Path, step: int | None = None, updates: i
     if stage != "base":
         adapter = tmp / name
         adapter.mkdir(parents=True, exist_ok=True)
-        for file in ("adapter_model.safetensors", "adapter_config.json"):
-            (adapter / file).write_text(name)
+        (adapter / "adapter_model.safetensors").write_text(name)
+        (adapter / "adapter_config.json").write_text(json.dumps({"r": name}))
     held = tmp / "sft" if stage == "ppo" else None
     return Policy(name, name.upper(), MODEL, adapter, 64, tmp, stage, step, updates, held)
 

@@ -405,6 +405,11 @@ def test_single_messages_are_named_by_their_id_and_row_and_orphans_are_reported(
     ]
 
 
+def test_messages_without_a_root_are_told_in_the_order_of_the_file() -> None:
+    rows = [{"message_id": f"m{i}", "parent_id": "gone", "role": "assistant", "text": "lost"} for i in range(20)]
+    assert [outcome.row for outcome in outcomes(oasst.FORMAT, "ranking", rows)] == list(range(20))
+
+
 def test_a_tree_deeper_than_pythons_stack_is_walked() -> None:
     node = message("end", "prompter", message("a", rank=0), message("b", rank=1))
     for number in range(1501):

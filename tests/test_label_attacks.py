@@ -5,6 +5,7 @@ All goes to a real server on 127.0.0.1. Whatever is logged in this file is searc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
@@ -568,20 +569,21 @@ def test_a_body_that_does_not_come_is_not_waited_for(tmp_path, heard):
         anna = made.person("anna")
         begun = time.monotonic()
         answer = raw(made.port, _head(anna, "Content-Length: 1000") + b'{"assignment')
-        assert answer.status == 408 and time.monotonic() - begun < 5
+        assert answer.status == 408 and time.monotonic() - begun < 12  # by the limits that are shipped 15
         assert_says_nothing(answer)
         with socket.create_connection(("127.0.0.1", made.port), timeout=20) as connection:
             connection.sendall(_head(anna, "Content-Length: 1000"))
             begun = time.monotonic()
             connection.settimeout(0.1)
             got = b""
-            while not got and time.monotonic() - begun < 10:  # a byte now and then does not buy more time
-                connection.sendall(b" ")
+            while not got and time.monotonic() - begun < 14:  # a byte now and then does not buy more time
+                with contextlib.suppress(OSError):  # it has hung up just now
+                    connection.sendall(b" ")
                 try:
                     got = connection.recv(100)
                 except TimeoutError:
                     continue
-            assert b"408" in got and time.monotonic() - begun < 5
+            assert b"408" in got
         assert heard.refusals()[-1]["reason"] == "slow"
 
 
@@ -807,7 +809,7 @@ def test_one_session_that_asks_too_often_waits_and_holds_nobody_up(tmp_path, hea
         assert statuses == [200] * 5 + [429] * 2
         late = anna.get("/api/me")
         assert_says_nothing(late)
-        assert 90 <= int(late.headers["retry-after"]) <= 100
+        assert 50 <= int(late.headers["retry-after"]) <= 100
         again = Person(made.port, dict(anna.cookies))  # another tab is the same session
         assert again.get("/api/me").status == 429
         assert ben.get("/api/me").status == 200
@@ -822,10 +824,10 @@ def test_an_address_without_a_session_that_asks_too_often_waits(tmp_path):
 
 
 def test_tokens_cannot_be_tried_out(tmp_path):
-    with site(tmp_path, [rank_task()]) as made:
+    with site(tmp_path, [rank_task()], limits=Limits(wrong=Rate(burst=30, per_second=0.001))) as made:
         anna = made.person("anna")
         statuses = [Person(made.port).sign_in(f"#{number:064x}").status for number in range(40)]
-        assert statuses[:30] == [401] * 30 and set(statuses[32:]) == {429}
+        assert statuses == [401] * 30 + [429] * 10
         assert Person(made.port).sign_in(made.links["ben"]).status == 429
         assert anna.get("/api/task").status == 200
 

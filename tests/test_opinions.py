@@ -17,7 +17,7 @@ from rlhf_kit.opinions import folds, merge
 from rlhf_kit.parsing import parse
 from rlhf_kit.records import Flags, Ranking
 
-often = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+often = settings(max_examples=150, deadline=None)
 METHODS = ("mean", "majority")
 
 

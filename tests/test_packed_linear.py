@@ -41,13 +41,15 @@ def is_packed(layer: nn.Module) -> bool:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_products_are_those_of_the_plain_layer(dtype: torch.dtype, bias: bool) -> None:
     model = nn.Sequential(layer_of(dtype, bias))
+    # oneDNN refuses bfloat16 on a processor without its instructions: then the plain layer multiplies.
+    supported = dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     for rows in (1, 3, 16, 200):
         x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows)).to(dtype)
         expected = F.linear(x, model[0].weight, model[0].bias)
         with packed(model), torch.no_grad():
-            assert is_packed(model[0])
+            assert is_packed(model[0]) == supported
             found, several = model(x), model(x.view(rows, 1, 96))
-        if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if dtype == torch.bfloat16:
             assert torch.equal(found, expected)
         torch.testing.assert_close(found, expected, atol=1e-5 if dtype == torch.float32 else 1e-2, rtol=1e-4)
         assert torch.equal(several[:, 0], found)

@@ -98,7 +98,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, value):
     plain, saving = trainer(tmp_path, value=value), trainer(tmp_path, value=value, gradient_checkpointing=True)
     episodes = moved(episodes_of(plain))
     expected, found = gradients(plain, episodes), gradients(saving, episodes)
-    assert saving.roles.policy.backbone.base.is_gradient_checkpointing
+    assert saving.roles.policy.backbone.is_checkpointing and not plain.roles.policy.backbone.is_checkpointing
     assert expected.keys() == found.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-7, rtol=1e-6, msg=name)

@@ -40,7 +40,7 @@ def drawn(server: VllmDouble) -> list[dict[str, Any]]:
 
 
 def served(url: str, **fields: Any) -> dict[str, Any]:
-    return {"rollout": {"engine": "vllm", "base_url": url, "timeout": 5, **fields}}
+    return {"rollout": {"engine": "vllm", "base_url": url, "timeout": 60, **fields}}
 
 
 def trainer(directory: Path, url: str, engine: dict[str, Any] | None = None, **fields: Any) -> PPOTrainer:
@@ -218,7 +218,7 @@ def test_a_server_that_is_started_again_in_between_changes_nothing(tmp_path: Pat
 def test_a_server_that_stays_away_stops_the_run_and_the_same_call_goes_on(tmp_path: Path, server: VllmDouble) -> None:
     plain = trainer(tmp_path / "plain", server.url, total_episodes=40)
     plain.train()
-    fields = {"engine": {"timeout": 1}, "total_episodes": 40, "save_strategy": "steps", "save_steps": 100}
+    fields = {"engine": {"timeout": 4}, "total_episodes": 40, "save_strategy": "steps", "save_steps": 100}
     made = trainer(tmp_path / "run", server.url, **fields)
     step = made.training_step
 
@@ -261,7 +261,7 @@ def test_the_checkable_task_is_learned_as_by_the_own_loop(tmp_path: Path) -> Non
                 reward_funcs=share_of_even,
                 args=PPOConfig(
                     output_dir=str(tmp_path / name),
-                    total_episodes=512,
+                    total_episodes=960,
                     batch_size=32,
                     per_device_train_batch_size=16,
                     num_mini_batches=2,
@@ -283,4 +283,4 @@ def test_the_checkable_task_is_learned_as_by_the_own_loop(tmp_path: Path) -> Non
             scores[name] = [row["score"] for row in made.state.log_history if "score" in row]
     assert abs(scores["hf"][0] - 0.5) < 0.1 and abs(scores["vllm"][0] - 0.5) < 0.1
     last = {name: sum(found[-3:]) / 3 for name, found in scores.items()}
-    assert min(last.values()) > 0.75 and abs(last["hf"] - last["vllm"]) < 0.1
+    assert min(last.values()) > 0.8 and abs(last["hf"] - last["vllm"]) < 0.1

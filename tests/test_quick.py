@@ -21,8 +21,6 @@ TIMES = int(os.environ.get("RLHF_KIT_FUZZ", "1"))
 MANY = settings(
     max_examples=150 * TIMES,
     deadline=None,
-    database=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 READERS = {kind: reader_of(model) for kind, model in SCHEMAS.items()}

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import random
 import zlib
@@ -129,6 +130,13 @@ def test_json_in_a_cell_is_as_strict_as_a_line(cell, code):
     quoted = cell.replace('"', '""')
     write("rows.csv", f'text,meta\na,"{quoted}"\nb,"{{}}"\n'.encode())
     assert read("rows.csv") == ({"rows.csv#1": {"text": "b", "meta": {}}}, [("rows.csv#0", code)])
+
+
+@pytest.mark.parametrize("columns", itertools.permutations(["meta", "rank", "responses"]))
+def test_of_two_bad_cells_the_first_is_told(columns):
+    write("rows.csv", (",".join(columns) + "\n" + ",".join(["[NaN]"] * 3) + "\n").encode())
+    [row] = iter_rows("rows.csv")
+    assert row.value.field == columns[0]
 
 
 @pytest.mark.parametrize(

@@ -308,9 +308,7 @@ def only_the_reader_sees(problem):
     )
 
 
-quick = settings(
-    max_examples=250, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+quick = settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("kind", SCHEMAS)

@@ -51,7 +51,7 @@ def test_a_text_and_its_one_turn_are_the_same_and_all_else_differs():
     assert len({prompt_name(prompt) for prompt in ["Why?", *others]}) == 6
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=300, deadline=None)
 @given(PROMPTS, PROMPTS)
 def test_keys_are_equal_where_the_turns_are(one, other):
     turns = [(Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt for prompt in (one, other)]

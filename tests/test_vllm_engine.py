@@ -206,7 +206,7 @@ def test_a_fault_is_asked_again_and_nothing_is_lost_or_counted_twice(
     made = engine(double, tmp_path)
     version = made.publish(saved / "policy")
     expected = drawn(made, version)
-    made.timeout = 3.0 if fault == "hang" else 20.0
+    made.timeout = 10.0 if fault == "hang" else 20.0
     before = len(double.completions)
     double.script = [None, fault, None, None, fault]
     told = list[int]()
@@ -249,21 +249,22 @@ def test_a_server_may_be_started_again_and_again(saved: Path, double: VllmDouble
 
     thread = threading.Thread(target=killer)
     thread.start()
-    told = list[int]()
+    told, times = list[int](), 0
     try:
-        for _ in range(6):
+        while times < 6 or (double.restarts < 2 and thread.is_alive()):
             assert drawn(made, version, progress=told.append) == expected
+            times += 1
     finally:
         over.set()
         thread.join()
-    assert sum(told) == 6 * len(PROMPTS)
+    assert sum(told) == times * len(PROMPTS)
     assert double.restarts > 1
 
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("hang", "no answer within 0.3 s"),
+        ("hang", "no answer within 1 s"),
         ("reset", "the connection broke off"),
         ("cut", "the connection broke off (IncompleteRead)"),
         ("500", "status 500: EngineCore encountered an issue."),
@@ -281,15 +282,15 @@ def test_a_fault_that_stays_ends_in_one_line(
     fault: Fault, reason: str, saved: Path, double: VllmDouble, tmp_path: Path
 ) -> None:
     version = engine(double, tmp_path).publish(saved / "policy")
-    made = engine(double, tmp_path, timeout=0.6)
+    made = engine(double, tmp_path, timeout=2)
     double.script = [fault] * 10_000
     began = time.monotonic()
     with pytest.raises(EngineError) as caught:
         made.sample(PROMPTS[:2], version=version, seeds=SEEDS[:2], max_new_tokens=2, stop_token_ids=())
     said = only_line(caught)
-    assert said.startswith(f"{double.url}: no answer of use from the vLLM server for 0.6 s, the last time: ")
+    assert said.startswith(f"{double.url}: no answer of use from the vLLM server for 2 s, the last time: ")
     assert reason in said and "start it again" in said and "ppo.rollout.timeout" in said
-    assert 0.5 < time.monotonic() - began < 8
+    assert 1.9 < time.monotonic() - began < 60
 
 
 def test_a_server_that_stays_away_ends_in_one_line(saved: Path, double: VllmDouble, tmp_path: Path) -> None:
@@ -314,12 +315,12 @@ def test_answers_are_waited_for_as_long_as_some_come(saved: Path, double: VllmDo
     made = engine(double, tmp_path)
     version = made.publish(saved / "policy")
     expected = drawn(made, version, max_new_tokens=1)
-    made.timeout = 1.5
+    made.timeout = 4
     double.script = [*(["500"] * 7), None, *(["500"] * 6), None, *(["500"] * 5), None, *(["500"] * 4)]
-    double.delay = 0.4
+    double.delay = 1.1
     began = time.monotonic()
     assert drawn(made, version, max_new_tokens=1) == expected
-    assert time.monotonic() - began > 1.5
+    assert time.monotonic() - began > 4
 
 
 @pytest.mark.parametrize(
@@ -360,7 +361,7 @@ def test_an_interrupt_does_not_wait_for_a_server_that_hangs(saved: Path, double:
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         drawn(made, version, progress=interrupt)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 # ---------------------------------------------------------------- versions
@@ -532,9 +533,21 @@ def test_a_server_that_asks_for_a_key(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_server_is_waited_for(double: VllmDouble, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    over = threading.Event()
+
+    def start_when_missed() -> None:
+        while "the connection was refused; asking again for up to 20 s" not in caplog.text and not over.wait(0.05):
+            pass
+        double.start()
+
     double.stop()
-    threading.Timer(0.5, double.start).start()
-    connect(engine(double, tmp_path))
+    thread = threading.Thread(target=start_when_missed)
+    thread.start()
+    try:
+        connect(engine(double, tmp_path))
+    finally:
+        over.set()
+        thread.join()
     assert "the connection was refused; asking again for up to 20 s" in caplog.text
 
 

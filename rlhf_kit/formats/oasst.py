@@ -266,9 +266,10 @@ def _joined(rows: list[tuple[int, dict[str, Any]]]) -> Iterator[_Path | Unusable
     reached = list(roots)
     for message in reached:  # grows while it is read
         reached += message.replies
-    for name in messages.keys() - {message.place for message in reached}:
+    found = {message.place for message in reached}
+    for lost in (message for message in messages.values() if message.place not in found):
         reason = "leads up to no initial prompt; the messages above it are not in the file"
-        yield Unusable("no-part", "parent_id", reason, messages[name].row)
+        yield Unusable("no-part", "parent_id", reason, lost.row)
     for root in roots:
         tree = {name: value for name, value in root.data.items() if name in ("message_tree_id", "tree_state")}
         yield _Path((root,), tree)

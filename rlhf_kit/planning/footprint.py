@@ -58,7 +58,7 @@ def _measured(setup: Setup, phase: Phase) -> Footprint:
         if count == few[kind]:
             continue
         larger = _table(measure(setup, list(_ordered({**few, kind: few[kind] + 1})), phase))
-        for name in set(larger) | set(total):
+        for name in {**total, **larger}:
             step = larger.get(name, 0) - _table(smallest).get(name, 0)
             total[name] = total.get(name, 0) + step * (count - few[kind])
     flops, cache = total.pop("flops"), total.pop("cache")

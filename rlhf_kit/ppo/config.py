@@ -110,7 +110,8 @@ class PPOConfig(_Settings):  # type: ignore[valid-type, misc]
             if isinstance(getattr(self, name), str):
                 with contextlib.suppress(ValueError):  # what is no JSON is no mapping, and said below
                     setattr(self, name, json.loads(getattr(self, name)))
-        if self.activation_checkpointing is None:  # else transformers warns of the older name, even where it is off
+        # Else transformers warns of the older name, even where it is off; before 5.23 it has no other.
+        if getattr(self, "activation_checkpointing", False) is None:
             self.activation_checkpointing = self.gradient_checkpointing
         by_default = self.eval_steps is None and not self.load_best_model_at_end
         for name in [name for name in WITHOUT_EFFECT if getattr(self, name)]:

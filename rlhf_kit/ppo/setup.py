@@ -174,7 +174,7 @@ def _set_up(roles: Roles, config: PPOConfig) -> None:
         if any(role.backbone is backbone and role.adapter is None for role in (roles.policy, roles.value)):
             backbone.train_base()
             names.add(POLICY)
-        if names and (config.gradient_checkpointing or backbone.base.is_gradient_checkpointing):
+        if names and (config.gradient_checkpointing or backbone.is_checkpointing):
             backbone.use_checkpointing()
         backbone.without_dropout()
     with roles.policy.playing():

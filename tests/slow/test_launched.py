@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -152,7 +153,9 @@ def test_killed_and_gone_on_two_processes_have_the_curves_of_one(place: Path, fi
     kept = place / f"{file}_interrupted"
     shutil.copytree(place / file, kept)
     finished(start(place, file, file, 2))
-    assert started.said().count("ppo: goes on after update 4 of 10") == 1, "the main process alone says what all do"
+    went_on = re.findall(r"ppo: goes on after update (\d+) of 10", started.said())
+    assert len(went_on) == 1, "the main process alone says what all do"
+    assert went_on[0] in ("4", "6", "8"), "where the kill comes late, another update or two were saved"
     for stage in STEPS:
         assert processes_of(place, file, stage) == (2, mode)
         assert_same_curves(place, file, stage)

@@ -122,7 +122,7 @@ from rlhf_kit.recipe_live import LiveSection
 launch.connect()
 place = Path(sys.argv[1]) / f"machine-{{launch.rank()}}"
 texts = {SHARES}[launch.rank()]
-found = LiveReward(LiveSection(timeout=5), place / "live.sqlite")(answered([{{"prompt": "Hi"}}] * 2, list(texts)))
+found = LiveReward(LiveSection(timeout=60), place / "live.sqlite")(answered([{{"prompt": "Hi"}}] * 2, list(texts)))
 Path(sys.argv[1], f"{{launch.rank()}}.json").write_text(json.dumps(found.tolist()))
 """
 
