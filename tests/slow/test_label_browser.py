@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from label_pages import (
     MARKS,
     PHONE,
@@ -239,6 +241,7 @@ def test_a_skip_has_a_reason_and_can_be_undone(context, tmp_path):
 def test_time_stands_still_while_nobody_looks(context, tmp_path):
     """A hidden page is simulated by its own events: two seconds are hidden, a good one is seen."""
     with served(tmp_path, [task("Say yes.", ["yes", "Yes!"])]) as server:
+        opened = time.monotonic()
         page = watch(context, server.links["anna"]).page
         expect(page.locator(".card")).to_have_count(2)
         hide = "state => { Object.defineProperty(document, 'visibilityState', {value: state, configurable: true});"
@@ -249,8 +252,9 @@ def test_time_stands_still_while_nobody_looks(context, tmp_path):
         page.wait_for_timeout(1000)
         rank_by_keys(page, {"yes": 1, "Yes!": 1})
         submit(page, 1)
+        in_all = time.monotonic() - opened
         (row,) = server.end()
-    assert 1.0 <= row["meta"]["seconds"] < 2.0
+    assert 1.0 <= row["meta"]["seconds"] <= in_all - 2.0
 
 
 def test_a_server_that_is_away_loses_nothing(context, tmp_path):

@@ -183,4 +183,4 @@ def test_the_admin_keeps_the_place_and_is_told_what_fails(context, tmp_path):
         context.set_offline(False)
         expect(page.locator("#updated")).to_contain_text("Updated")
         page.get_by_label("Language").select_option("zh")
-        expect(page.locator("#updated")).to_contain_text("更新", timeout=1000)  # before it is asked for anew
+        expect(page.locator("#updated")).to_contain_text("更新", timeout=3000)  # before it is asked for anew

@@ -1,10 +1,9 @@
 """Fifty labelers at once on a real server: none of 5,000 answers lost, none twice, and none later than people notice.
 
-Each labeler pauses 0.3 s on average before an answer, about fifty times less than a person who reads, or not at all:
-then all fifty always wait, and 95 % of them for less than 80 ms on two quiet cores (`benchmarks/bench_label.py`); the
-bar here leaves room. It holds on a machine that does nothing else: where others had a tenth of the processors or more
-in each of three runs, it is told and left out, while what must not be lost is looked for in each of them. The limits
-are those that are shipped.
+Each labeler pauses 0.6 s on average before an answer, about twenty times less than a person who reads, or not at all:
+then all fifty always wait. What it takes stands in `benchmarks/RESULTS.md`; the bars leave room for slower machines,
+and hold where nothing else runs: where others had a tenth of the processors or more in each of three runs, it is told
+and left out, while what must not be lost is looked for in each of them. The limits are those that are shipped.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def check(server: Server, book: Book, tasks: int) -> None:
     assert isinstance(verdict, Verdict)
 
 
-@pytest.mark.parametrize(("think", "bar"), [(0.3, 0.1), (0.0, 0.3)])
+@pytest.mark.parametrize(("think", "bar"), [(0.6, 0.1), (0.0, 0.6)])
 def test_fifty_labelers_give_5000_answers(tmp_path, think, bar):
     seen = []
     for number in range(3):  # others may have the processors or the disk for a while
