@@ -35,8 +35,8 @@ $(VENV)/.dev: $(VENV)/.base
 quickstart: $(VENV)/.base ## SFT, reward model and PPO on SmolLM2-135M; the page is runs/quickstart/report.html
 	$(BIN)/rlhf-kit run recipes/quickstart.yaml $(ARGS)
 
-test: $(VENV)/.dev ## all tests but the slow ones
-	$(PYTEST) $(ARGS)
+test: $(VENV)/.dev ## all tests but the slow ones, on two processes
+	$(PYTEST) -n 2 --dist loadfile $(ARGS)
 
 # Pages are tested in a real browser: the distribution's own, fetched where this may be done without asking.
 .PHONY: browser
@@ -56,6 +56,10 @@ test-screen-reader: $(VENV)/.dev browser ## the page for labelers by ear: Orca, 
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends orca at-spi2-core xvfb openbox \
 		xdotool dbus-daemon speech-dispatcher python3-pyatspi gir1.2-wnck-3.0 >/dev/null; }
 	$(PYTEST) -m slow tests/slow/test_label_screen_reader.py $(ARGS)
+
+.PHONY: test-label-studio
+test-label-studio: $(VENV)/.dev browser ## there and back through Label Studio itself, which it installs apart (1 GB)
+	RLHF_KIT_LABEL_STUDIO=1 $(PYTEST) -m slow tests/slow/test_label_studio.py $(ARGS)
 
 # The folder holds other people's datasets, which are not part of this repository.
 DATA ?= ../shared/data

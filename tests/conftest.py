@@ -5,6 +5,7 @@ with `make test ARGS=--hypothesis-profile=default`.
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 
@@ -18,6 +19,14 @@ _hub_cache = tempfile.TemporaryDirectory(prefix="rlhf-kit-tests-", ignore_cleanu
 os.environ["HF_HOME"] = _hub_cache.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# A shell starts jobs behind `&` with Ctrl-C ignored, and so would everything be that the tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Two test processes with a thread each do more than one with two, and those they start must not crowd each other out.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # What is printed is laid out for no terminal, whatever the one is from which the tests are started.
 for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "TERM"):

@@ -287,6 +287,15 @@ def test_another_program_has_its_signals_back(store):
 _HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)
 
 
+@pytest.fixture
+def terminal():
+    """Whose end is heard, also where the tests are started behind nohup."""
+    before = signal.signal(_HANGUP, signal.SIG_DFL)
+    yield
+    signal.signal(_HANGUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, _HANGUP])
 def test_a_signal_ends_the_serving_and_not_the_program(store, number):
     timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
@@ -300,6 +309,7 @@ def test_a_signal_ends_the_serving_and_not_the_program(store, number):
     timer.join()  # and here it goes on
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up")
 def test_a_terminal_that_is_closed_ends_it_with_its_records_but_not_behind_nohup(tmp_path, tasks, store):
     server = Server(tmp_path, [str(tasks), "--limit", "1"])

@@ -4,6 +4,7 @@ comes back in both layouts of its export."""
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,10 @@ from playwright.sync_api import Browser, Page, expect
 
 from rlhf_kit.cli import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("RLHF_KIT_LABEL_STUDIO" not in os.environ, reason="`make test-label-studio` runs these"),
+]
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "label_studio"
 LAYOUTS = {"JSON": "whole.json", "JSON_MIN": "short.json"}
