@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -365,10 +366,17 @@ def test_people_label_on_the_page_and_what_they_gave_before_it_was_ended_counts(
     with closing(Store(file)) as store:
         assert work(store, "anna", cats_on_the_page, most=4) == 4
     monkeypatch.setattr(serving, "_LINGER", 0.5)
-    with labelers(file, {"anna": cats_on_the_page, "ben": cats_on_the_page}, Settings(overlap=2)) as done:
+
+    def when_it_is_open(task: Task, order: tuple[int, ...]) -> RankReply:
+        end = time.monotonic() + 60
+        while not any("http://127.0.0.1:" in line for line in said):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return cats_on_the_page(task, order)
+
+    with labelers(file, dict.fromkeys(("anna", "ben"), when_it_is_open), Settings(overlap=2)) as done:
         go_round(recipe, told=said.append)
     assert sorted(done) == ["anna"] * 2 + ["ben"] * 6, "nothing is asked twice"
-    assert any("http://127.0.0.1:" in line for line in said)
     labels = files.load(str(home_of(path) / "round-1" / "labels.jsonl"), "ranking")
     assert sorted(str(row.labeler) for row in labels) == ["anna"] * 6 + ["ben"] * 6
     for row in labels:
