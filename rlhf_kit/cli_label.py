@@ -134,7 +134,7 @@ def _read(arguments: argparse.Namespace) -> list[Task]:
 
 def _check_kind(store: Store, tasks: Sequence[Task]) -> None:
     """A file of records holds one kind: labelers' work would stand in the store, and could not be written."""
-    held = next((task.kind for task in store.tasks()), None)
+    held = store.kind()
     if tasks and held not in (None, tasks[0].kind):
         raise RlhfKitError(
             f"label: {store.path} holds tasks to {held}, and these are to {tasks[0].kind}; name another --out for them"

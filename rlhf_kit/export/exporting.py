@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
-from peft.utils import CONFIG_NAME
 
 from rlhf_kit.checkpoint import MANIFEST, Manifest, clear_work, differences, finish, open_work, read_manifest
 from rlhf_kit.errors import CheckpointError, ExportError
@@ -24,9 +23,8 @@ from rlhf_kit.export.modelfile import modelfile
 from rlhf_kit.export.reward import export_reward
 from rlhf_kit.export.source import REWARD, SCORED, Source, find
 from rlhf_kit.export.trained import Mixture
-from rlhf_kit.files import sha256_of
 from rlhf_kit.models import load_tokenizer
-from rlhf_kit.models.adapters import WEIGHTS_FILE
+from rlhf_kit.models.adapters import FILES, WEIGHTS_FILE, content_of
 from rlhf_kit.models.loading import base_id
 
 log = logging.getLogger(__name__)
@@ -174,9 +172,7 @@ def _inputs(source: Source, wish: Wish) -> dict[str, Any]:
     mixture = None
     if wish.mixture is not None:
         mixture = asdict(wish.mixture)
-        mixture["others"] = [
-            {name: _hash(path / name) for name in (CONFIG_NAME, WEIGHTS_FILE)} for path in wish.mixture.others
-        ]
+        mixture["others"] = [_content(path) for path in wish.mixture.others]
         mixture["weights"] = list(wish.mixture.weights)
     return {
         **{"kind": wish.kind, "dtype": wish.dtype, "merged": wish.merged, "positions": wish.positions},
@@ -184,10 +180,11 @@ def _inputs(source: Source, wish: Wish) -> dict[str, Any]:
     }
 
 
-def _hash(path: Path) -> str:
-    if not path.is_file():
-        raise ExportError(f"--merge-with: {path.parent}: no {path.name} in it; name the directory of an adapter")
-    return sha256_of(str(path))
+def _content(adapter: Path) -> str:
+    for name in FILES:
+        if not (adapter / name).is_file():
+            raise ExportError(f"--merge-with: {adapter}: no {name} in it; name the directory of an adapter")
+    return content_of(adapter)
 
 
 def _same(out: Path, inputs: dict[str, Any]) -> Path:

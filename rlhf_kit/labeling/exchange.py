@@ -189,7 +189,7 @@ def take(store: Store, file: str) -> int:
         RlhfKitError: nothing in it is an answer to a task of the store.
     """
     found = guess(file)
-    wanted = "rating" if any(task.kind == "rate" for task in store.tasks()) else "ranking"
+    wanted = "rating" if store.kind() == "rate" else "ranking"
     if found.format is not None and found.kind == "prompt" and wanted in found.format.to:
         found = found._replace(kind=wanted)  # the first tasks of a project are not labelled yet
     if found.kind not in ("ranking", "rating"):

@@ -20,7 +20,7 @@ from .changes import Turn
 from .database import Database
 from .people import ADMIN, labeler_number
 from .replies import MOST_NOTE, SKIP_REASONS, Reply
-from .tasks import Task
+from .tasks import Kind, Task
 
 __all__ = ["ADMIN", "Answered", "Assignment", "Progress", "Refused", "Settings", "Skipped", "Store", "Turn"]
 
@@ -81,6 +81,10 @@ class Store:
         """All tasks, or those of a batch, in the order in which they were added."""
         with self._database.reading() as connection:
             yield from accounts.tasks(connection, batch)
+
+    def kind(self) -> Kind | None:
+        """Of the first task, and so of all that the command has put here; None where there is none yet."""
+        return next((task.kind for task in self.tasks()), None)
 
     def task(self, task_id: str) -> Task | None:
         """The task with this id, if there is one."""
