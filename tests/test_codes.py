@@ -77,7 +77,7 @@ IN_FILES = [
     ("empty-file", "rows.jsonl", b"\xef\xbb\xbf", "", "", TEXT),
     ("empty-file", "rows.csv", b"text\n", "", "", b"text\na\n"),
     ("not-gzip", "rows.jsonl.gz", "bytes", "", "", TEXT),
-    ("gzip-unnamed", "rows.jsonl", gzip.compress(TEXT), "", "", TEXT),
+    ("gzip-unnamed", "rows.jsonl", gzip.compress(TEXT, mtime=0), "", "", TEXT),
     ("damaged-gzip", "rows.jsonl.gz", "cut", "", "", "whole"),
     ("damaged-table", "rows.csv", b"text,id\na,b\nc\n", "#1", "", b"text,id\na,b\nc,\n"),
     ("damaged-table", "rows.parquet", b"PAR1", "", "", ("rows.jsonl", TEXT)),
