@@ -14,7 +14,7 @@ from rlhf_kit.errors import RlhfKitError
 if TYPE_CHECKING:
     from rlhf_kit.labeling.assignment import Settings
     from rlhf_kit.labeling.store import Store
-    from rlhf_kit.labeling.tasks import Task
+    from rlhf_kit.labeling.tasks import Kind, Task
 
 __all__ = ["add_label"]
 
@@ -31,7 +31,7 @@ def add_label(command: Command) -> None:
         help="what rlhf-kit sample has written, rankings, ratings or prompts; none where the store has them already",
     )
     parser.add_argument("--out", metavar="FILE", type=Path, required=True, help="the records, written at the end")
-    parser.add_argument("--task", choices=_TASKS, default="rank", help="what is asked (default: rank)")
+    parser.add_argument("--task", choices=_TASKS, help="what is asked (default: rank, or what the store has)")
     parser.add_argument(
         "--store", metavar="FILE", type=Path, help="where answers are at once (default: OUT with .sqlite)"
     )
@@ -89,13 +89,12 @@ def _label(arguments: argparse.Namespace) -> int:
     tasks = _read(arguments)
     store = Store(place)
     try:
-        _check_kind(store, tasks)
-        settings = _settings(arguments, store.settings)
-        store.configure(settings)
+        _check_kind(store, tasks[0].kind if tasks else arguments.task)
+        store.configure(_settings(arguments, store.settings))
         if arguments.tasks is not None:
             _tell_others(store, tasks, arguments.tasks)
         store.add(tasks)
-        _work(arguments, store, settings)
+        _work(arguments, store)
         _export(store, arguments)
     finally:
         store.close()
@@ -124,20 +123,21 @@ def _place(arguments: argparse.Namespace) -> Path:
 def _read(arguments: argparse.Namespace) -> list[Task]:
     from rlhf_kit.labeling.tasks import blank_tasks, read_tasks
 
+    kind: Kind = arguments.task or "rank"
     tasks = []
     if arguments.tasks is not None:
-        tasks = read_tasks(arguments.tasks, arguments.task)[: arguments.limit]
+        tasks = read_tasks(arguments.tasks, kind)[: arguments.limit]
     elif _is_blank(arguments):
         tasks = blank_tasks(arguments.limit)
-    return tasks + (read_tasks(arguments.gold, arguments.task, gold=True) if arguments.gold else [])
+    return tasks + (read_tasks(arguments.gold, kind, gold=True) if arguments.gold else [])
 
 
-def _check_kind(store: Store, tasks: Sequence[Task]) -> None:
+def _check_kind(store: Store, asked: str | None) -> None:
     """A file of records holds one kind: labelers' work would stand in the store, and could not be written."""
     held = store.kind()
-    if tasks and held not in (None, tasks[0].kind):
+    if asked is not None and held not in (None, asked):
         raise RlhfKitError(
-            f"label: {store.path} holds tasks to {held}, and these are to {tasks[0].kind}; name another --out for them"
+            f"label: {store.path} holds tasks to {held}, and none to {asked}; name another --out or --store for those"
         )
 
 
@@ -162,16 +162,16 @@ def _is_blank(arguments: argparse.Namespace) -> bool:
     return arguments.tasks is None and arguments.task == "write" and arguments.limit is not None
 
 
-def _work(arguments: argparse.Namespace, store: Store, settings: Settings) -> None:
+def _work(arguments: argparse.Namespace, store: Store) -> None:
     if arguments.take:
         from rlhf_kit.labeling.exchange import take
 
         print(f"took {take(store, arguments.take):,} answers")
     elif not arguments.export:
-        _serve(arguments, store, settings)
+        _serve(arguments, store)
 
 
-def _serve(arguments: argparse.Namespace, store: Store, settings: Settings) -> None:
+def _serve(arguments: argparse.Namespace, store: Store) -> None:
     from rlhf_kit.labeling.serving import Serving, serve
 
     if arguments.labelers or not store.labelers():
@@ -182,7 +182,6 @@ def _serve(arguments: argparse.Namespace, store: Store, settings: Settings) -> N
         title=arguments.title or Path(arguments.tasks or arguments.out).stem,
         guidelines=arguments.guidelines,
         language=arguments.language,
-        settings=settings,
         stay=arguments.stay,
         open_browser=not arguments.no_browser,
         origin=arguments.origin,

@@ -7,7 +7,8 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from unittest import mock
 
 from rlhf_kit.labeling import serving as served
+from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.serving import Serving, serve
 from rlhf_kit.labeling.store import Store
 from rlhf_kit.labeling.tasks import Candidate, Task
@@ -107,6 +109,9 @@ def raw(port: int, content: bytes, timeout: float = 20) -> Answer:
         return Answer(response.status, {n.lower(): v for n, v in response.getheaders()}, response.read())
 
 
+_PLAIN = Settings()
+
+
 @dataclass
 class Site:
     """A server that is running."""
@@ -125,10 +130,16 @@ class Site:
 
 @contextmanager
 def site(
-    folder: Path, tasks: Sequence[Task], labelers: Sequence[str] = ("anna", "ben"), **serving: Any
+    folder: Path,
+    tasks: Sequence[Task],
+    labelers: Sequence[str] = ("anna", "ben"),
+    settings: Settings = _PLAIN,
+    clock: Callable[[], float] = time.time,
+    **serving: Any,
 ) -> Iterator[Site]:
     """Serves tasks from a store in the folder until the body is through."""
-    with closing(Store(folder / "store.sqlite")) as store, mock.patch.object(served, "_EVERY", 0.05):
+    with closing(Store(folder / "store.sqlite", clock)) as store, mock.patch.object(served, "_EVERY", 0.05):
+        store.configure(settings)
         store.set_labelers(labelers)
         store.add(tasks)
         over, begun, told = threading.Event(), threading.Event(), list[str]()

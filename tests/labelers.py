@@ -12,12 +12,10 @@ from urllib.parse import urlsplit
 
 from label_site import Person
 
-from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.replies import CompareReply, RateReply, Reply
 from rlhf_kit.labeling.store import Store
 from rlhf_kit.labeling.tasks import Task
 
-_PLAIN = Settings()
 Rule = Callable[[Task, tuple[int, ...]], Reply | None]
 """What is said of a task whose answers are shown in an order; None skips it."""
 
@@ -42,10 +40,10 @@ def prefer(better: Callable[[str, str], float]) -> Rule:
     return compare
 
 
-def work(store: Store, name: str, rule: Rule, settings: Settings = _PLAIN, most: int | None = None) -> int:
+def work(store: Store, name: str, rule: Rule, most: int | None = None) -> int:
     """Does what there is to do, `most` tasks at most; returns how many."""
     done = 0
-    while done != most and (given := store.next(name, settings)) is not None:
+    while done != most and (given := store.next(name)) is not None:
         reply = rule(given.task, given.order)
         if reply is None:
             store.skip(name, given.id, "unclear", "", 1.0)
@@ -56,9 +54,7 @@ def work(store: Store, name: str, rule: Rule, settings: Settings = _PLAIN, most:
 
 
 @contextmanager
-def labelers(
-    path: Path, rules: Mapping[str, Rule], settings: Settings = _PLAIN, most: int | None = None
-) -> Iterator[list[str]]:
+def labelers(path: Path, rules: Mapping[str, Rule], most: int | None = None) -> Iterator[list[str]]:
     """Threads that label while the body runs, one a name; what each has done is listed by its name.
 
     Args:
@@ -71,7 +67,7 @@ def labelers(
         try:
             with closing(Store(path)) as store:
                 while not over.wait(0.02):
-                    count = work(store, name, rule, settings, left)
+                    count = work(store, name, rule, left)
                     done.extend([name] * count)
                     left = None if left is None else left - count
         except BaseException as failure:

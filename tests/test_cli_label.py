@@ -120,6 +120,15 @@ def test_how_tasks_are_given_out_stays_until_somebody_says_otherwise(tmp_path, t
         assert store.settings == Settings(overlap=1, gold_every=3, seed=5)
 
 
+def test_a_kind_that_the_store_has_not_is_told(tmp_path, tasks, capsys):
+    command = ["label", "--out", str(tmp_path / "out.jsonl"), "--export"]
+    assert main([*command, str(tasks)]) == main(command) == main([*command, "--task", "rank"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--task", "rate"]) == 2
+    error = capsys.readouterr().err
+    assert "holds tasks to rank, and none to rate" in error and error.count("\n") == 1
+
+
 def test_rows_that_are_no_longer_in_the_file_are_told_of(tmp_path, tasks, capsys):
     command = ["label", str(tasks), "--out", str(tmp_path / "out.jsonl"), "--export"]
     whole = tasks.read_text("utf-8").splitlines(keepends=True)

@@ -100,10 +100,11 @@ def test_overlap_gold_and_links_are_as_it_says(place: Path) -> None:
     assert parsed(KIT[1]).gold_every is None and "`--gold-every`" in TEXT
     rule = prefer(lambda one, other: len(one) - len(other))
     with closing(Store(place / "s.sqlite")) as store:
+        store.configure(Settings(overlap=arguments.overlap))
         store.add(read_tasks("tasks.jsonl", "compare"))
         store.set_labelers(arguments.labelers)
         tokens = [store.token(name) for name in (*arguments.labelers, ADMIN)]
-        done = [work(store, name, rule, Settings(overlap=arguments.overlap)) for name in arguments.labelers]
+        done = [work(store, name, rule) for name in arguments.labelers]
         assert done == [3, 3, 0] and len(records(store)) == 6
     with closing(Store(place / "s.sqlite")) as store:
         assert [store.token(name) for name in (*arguments.labelers, ADMIN)] == tokens

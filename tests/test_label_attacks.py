@@ -840,7 +840,7 @@ def test_nobody_who_works_is_slowed_down(served):
 
 
 def test_a_fault_of_ours_says_nothing(tmp_path, heard, monkeypatch):
-    def broken(self, labeler, settings):
+    def broken(self, labeler):
         raise RuntimeError("the secret of /tmp/store.sqlite")
 
     with site(tmp_path, [rank_task()]) as made:

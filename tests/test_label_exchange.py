@@ -81,10 +81,11 @@ def said(store: Store) -> list[Record]:
 
 def by_hand(path: Path, tasks: list[Task]) -> list[Record]:
     made = Store(path)
+    made.configure(Settings(overlap=2))
     made.add(tasks)
     made.set_labelers(PEOPLE)
     for name in PEOPLE:
-        assert work(made, name, on_the_page, Settings(overlap=2)) == len(tasks)
+        assert work(made, name, on_the_page) == len(tasks)
     found = said(made)
     made.close()
     return found

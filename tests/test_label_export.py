@@ -185,11 +185,13 @@ def test_gold_and_skips_stay_here_and_late_ones_say_so(tmp_path):
     reply = parse_reply("rank", {"answers": {"A": {"rank": 1}, "B": {"rank": 2}}})
     asked = {}
     while len(asked) < 3:
-        one = store.next("anna", Settings(gold_every=2, lease=50.0))
+        store.configure(Settings(gold_every=2, lease=50.0))
+        one = store.next("anna")
         asked[one.task.prompt] = one.id
         if one.task.prompt == "plain":
             now[0] += 51
-            ben = store.next("ben", Settings(gold_every=0, lease=50.0))
+            store.configure(Settings(gold_every=0, lease=50.0))
+            ben = store.next("ben")
             assert ben.task.prompt == "plain"
             store.answer("anna", one.id, reply, 51.26)
         elif one.task.prompt == "gold":

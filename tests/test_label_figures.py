@@ -43,9 +43,10 @@ def reply_in(order, ranks):
 
 def say(store, name, said, seconds, settings=TOLD):
     """Answers what comes next by its prompt, until everything that is in `said` was asked."""
+    store.configure(settings)
     said = dict(said)
     while said:
-        one = store.next(name, settings)
+        one = store.next(name)
         ranks = said.pop(one.task.prompt)
         store.answer(name, one.id, reply_in(one.order, ranks), seconds)
 
@@ -63,7 +64,7 @@ def filled(store, clock):
     store.add([known])
     for name, ranks in (("anna", (1, 1, 2)), ("ben", (1, 3, 2))):
         store.take(name, known.id, reply_in(range(3), ranks))
-    one = store.next("cleo", settings)
+    one = store.next("cleo")
     store.skip("cleo", one.id, "all_bad", "both wrong", 4.0)
     return known
 

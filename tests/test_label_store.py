@@ -62,8 +62,9 @@ FIRST, TIE = reply(1, 2), reply(1, 1)
 
 
 def answer_all(store, labeler, settings, limit=1000):
+    store.configure(settings)
     asked = []
-    while len(asked) < limit and (one := store.next(labeler, settings)) is not None:
+    while len(asked) < limit and (one := store.next(labeler)) is not None:
         store.answer(labeler, one.id, FIRST, 1.0)
         asked.append(one.task)
     return asked
@@ -73,21 +74,21 @@ def answer_all(store, labeler, settings, limit=1000):
 
 
 def test_an_answer_with_what_comes_next_is_both_of_them(tmp_path, clock):
-    told = Settings(overlap=1, seed=3)
     one, other = (Store(tmp_path / f"{name}.sqlite", clock) for name in ("one", "other"))
     for store in (one, other):
+        store.configure(Settings(overlap=1, seed=3))
         store.set_labelers(["anna", "ben"])
         store.add([ranking(number) for number in range(3)])
     for _ in range(3):
-        apart = one.next("anna", told)
-        together = other.turn("anna", told)
+        apart = one.next("anna")
+        together = other.turn("anna")
         assert together.assignment.task == apart.task and together.assignment.order == apart.order
         assert not together.is_over and together.progress == one.progress("anna")
         one.answer("anna", apart.id, FIRST, 2.0)
         with other.together():
             other.answer("anna", together.assignment.id, FIRST, 2.0)
-            turn = other.turn("anna", told)
-        following = one.next("anna", told)
+            turn = other.turn("anna")
+        following = one.next("anna")
         assert (turn.assignment and turn.assignment.task) == (following and following.task)
         assert (turn.paused, turn.progress) == (one.paused, one.progress("anna"))
     assert turn.assignment is None and turn.is_over
@@ -98,10 +99,10 @@ def test_an_answer_with_what_comes_next_is_both_of_them(tmp_path, clock):
 
 def test_a_refused_answer_gives_nothing_new_out(store):
     store.add([ranking(number) for number in range(2)])
-    given = store.turn("anna", Settings()).assignment
+    given = store.turn("anna").assignment
     with pytest.raises(Refused, match="no such task for this labeler"), store.together():
         store.answer("ben", given.id, FIRST, 1.0)
-        store.turn("ben", Settings())
+        store.turn("ben")
     assert store.progress().answered == 0 and store.progress("ben").left == 1, "ben was given nothing"
     with store._database.reading() as connection:
         assert connection.execute("SELECT count(*) FROM assignments").fetchone() == (1,)
@@ -312,7 +313,7 @@ def test_a_task_that_is_added_again_gets_the_higher_priority(store):
     told = Settings(overlap=1)
     store.configure(told)
     assert [task.prompt for task in answer_all(store, "anna", told, limit=2)] == ["question 1", "question 2"]
-    held = store.next("anna", told)
+    held = store.next("anna")
     assert held.task == ranking(3, priority=-1.0)
     assert store.add([ranking(0, priority=3.0), ranking(3, priority=-9.0)]) == 0
     store.answer("anna", held.id, FIRST, 1.0)
@@ -342,41 +343,63 @@ def test_an_open_task_is_nobody_elses(store):
 
 def test_a_lease_that_ran_out_gives_the_task_to_another(store, clock):
     store.add([ranking(0)])
-    told = Settings(lease=60.0)
-    anna = store.next("anna", told)
+    store.configure(Settings(lease=60.0))
+    anna = store.next("anna")
     clock.now += 59
     store.keep_draft("anna", anna.id, {"note": "hm"})  # a sign of life
     clock.now += 59
-    assert store.next("ben", told) is None
+    assert store.next("ben") is None
     clock.now += 2
-    ben = store.next("ben", told)
+    ben = store.next("ben")
     assert ben.task == anna.task and ben.id != anna.id and ben.draft is None
     store.keep_draft("anna", anna.id, {"note": "hm, hm"})  # kept, but the place is ben's
-    assert store.next("anna", told) is None and store.progress("anna").left == 0
+    assert store.next("anna") is None and store.progress("anna").left == 0
     clock.now += 61
-    assert store.next("cleo", Settings(overlap=1, lease=1.0)) is not None  # ben has gone too
+    assert store.next("cleo") is not None  # ben has gone too
     clock.now += 2
-    store.skip("cleo", store.next("cleo", told).id, "other", "", 1.0)
+    store.skip("cleo", store.next("cleo").id, "other", "", 1.0)
     assert store.progress("anna").left == 1
-    assert store.next("anna", told).draft == {"note": "hm, hm"}
-    assert store.next("ben", told) is None
+    assert store.next("anna").draft == {"note": "hm, hm"}
+    assert store.next("ben") is None
+
+
+def test_whoever_leaves_without_having_begun_is_waited_for_a_minute(store, clock):
+    store.add([ranking(0), ranking(1)])
+    anna, ben = store.next("anna"), store.next("ben")
+    store.leave("anna", anna.id)
+    store.keep_draft("ben", ben.id, {"note": "hm"})
+    store.leave("ben", ben.id)
+    clock.now += 59
+    assert store.next("cleo") is None
+    clock.now += 1
+    cleo = store.next("cleo")
+    assert cleo.task == anna.task
+    store.leave("anna", anna.id)  # of no moment by now, as for what is answered
+    assert store.next("anna") is None and store.next("cleo") == cleo
+    store.answer("cleo", cleo.id, FIRST, 1.0)
+    store.leave("cleo", cleo.id)
+    clock.now += 61
+    assert store.next("anna") is None and store.progress().answered == 1
+    store.leave("cleo", store.undo("cleo").id)  # what was said is a draft now
+    clock.now += 61
+    assert store.next("anna") is None
 
 
 def test_a_late_answer_is_kept(store, clock):
     store.add([ranking(0)])
-    told = Settings(lease=60.0)
-    anna = store.next("anna", told)
+    store.configure(Settings(lease=60.0))
+    anna = store.next("anna")
     clock.now += 61
     store.answer("anna", anna.id, FIRST, 61.0)  # nobody else had it
     assert [one.late for one in store.answered()] == [False]
     store.add([ranking(1)])
-    anna = store.next("anna", told)
+    anna = store.next("anna")
     clock.now += 61
-    ben = store.next("ben", told)
+    ben = store.next("ben")
     store.answer("anna", anna.id, FIRST, 61.0)
     store.answer("ben", ben.id, TIE, 2.0)
     assert [(one.labeler, one.late) for one in store.answered()] == [("anna", False), ("anna", True), ("ben", False)]
-    assert store.next("cleo", told) is None
+    assert store.next("cleo") is None
 
 
 def test_a_skipped_task_goes_to_another_and_is_done_when_all_have_skipped_it(store):
@@ -398,14 +421,15 @@ def test_a_skipped_task_goes_to_another_and_is_done_when_all_have_skipped_it(sto
 def test_a_task_that_is_free_again_is_found_behind_others(store, clock):
     store.add(ranking(i) for i in range(5))
     told = Settings(lease=60.0)
-    skipped, left = store.next("anna", told), store.next("ben", told)
-    assert store.next("cleo", told).task.prompt == "question 2"
+    store.configure(told)
+    skipped, left = store.next("anna"), store.next("ben")
+    assert store.next("cleo").task.prompt == "question 2"
     assert [task.prompt for task in answer_all(store, "cleo", told)] == ["question 2", "question 3", "question 4"]
     store.skip("anna", skipped.id, "too_hard", "", 1.0)
     assert store.progress("cleo").left == 1
     assert [task.prompt for task in answer_all(store, "cleo", told)] == ["question 0"]
     clock.now += 61
-    assert store.next("cleo", told).task == left.task
+    assert store.next("cleo").task == left.task
 
 
 def test_what_skips_can_be(store):
@@ -450,17 +474,19 @@ def test_one_in_so_many_is_gold_once_for_everybody(store):
 
 def test_no_gold_without_anything_else_to_do(store):
     store.add([gold(i) for i in range(4)])
-    assert store.next("anna", Settings(gold_every=1)) is None
+    store.configure(Settings(gold_every=1))
+    assert store.next("anna") is None
 
 
 def shown_orders(path, size):
     store = Store(path)
     store.set_labelers(["anna", "ben"])
     store.add(ranking(i, 3) for i in range(120))
-    told, found = Settings(overlap=2, seed=5), {}
+    store.configure(Settings(overlap=2, seed=5))
+    found = {}
     for name in ("anna", "ben"):
         for _ in range(size):
-            one = store.next(name, told)
+            one = store.next(name)
             found[name, one.task.id] = one.order
             store.answer(name, one.id, reply(1, 2, 3), 1.0)
     assert {(one.labeler, one.task.id): one.order for one in store.answered()} == found
@@ -649,8 +675,8 @@ def test_what_comes_next_is_found_without_a_look_at_all_tasks(tmp_path):
 
         store.configure(told)
         store._database.write(answer)
-        store.answer("anna", store.next("anna", told).id, FIRST, 1.0)  # passes over what is done, once
-        steps[size] = steps_of(store, lambda store=store, told=told: store.next("anna", told))
+        store.answer("anna", store.next("anna").id, FIRST, 1.0)  # passes over what is done, once
+        steps[size] = steps_of(store, lambda store=store: store.next("anna"))
         store.close()
     assert 50 < steps[100] < 2000
     assert steps[5000] < 1.5 * steps[100]
@@ -663,7 +689,7 @@ def test_how_far_somebody_is_is_known_without_a_look_at_all_tasks(tmp_path):
         store.set_labelers(["anna"])
         store.add(ranking(i) for i in range(size))
         store.configure(Settings())
-        steps[size] = steps_of(store, lambda store=store: store.turn("anna", Settings()))
+        steps[size] = steps_of(store, lambda store=store: store.turn("anna"))
         assert store.progress("anna").left == size
         store.close()
     assert 50 < steps[100] < 2000
@@ -678,11 +704,12 @@ def test_threads_write_at_once(tmp_path):
     names = [f"labeler {i}" for i in range(12)]
     store.set_labelers(names)
     store.add(ranking(i) for i in range(60))
-    told, wrong = Settings(overlap=2), []
+    store.configure(Settings(overlap=2))
+    wrong = []
 
     def work(name):
         try:
-            while (one := store.next(name, told)) is not None:
+            while (one := store.next(name)) is not None:
                 with pytest.raises(DataError):  # one that fails leaves the others alone
                     store.answer(name, one.id, reply(1, 2, 3), 1.0)
                 store.answer(name, one.id, FIRST, 1.0)
@@ -703,10 +730,11 @@ def label_as(path, names, wrong):
     """What each of the processes does."""
     try:
         store = Store(path)
+        store.configure(Settings(overlap=2))
         store.set_labelers([f"labeler {i}" for i in range(4)])
         store.add(ranking(i) for i in range(40))
         for name in names * 40:
-            if (one := store.next(name, Settings(overlap=2))) is not None:
+            if (one := store.next(name)) is not None:
                 store.answer(name, one.id, FIRST, 1.0)
         store.close()
     except BaseException as error:
@@ -783,9 +811,9 @@ class Labeling(RuleBasedStateMachine):
         self.store.close()
         self.directory.cleanup()
 
-    @rule(name=st.sampled_from("abc"), choice=st.sampled_from(["first", "tie", "skip", "leave"]))
+    @rule(name=st.sampled_from("abc"), choice=st.sampled_from(["first", "tie", "skip", "wait", "leave"]))
     def work(self, name, choice):
-        one = self.store.next(name, self.told)
+        one = self.store.next(name)
         if one is None:
             held = self.held()
             assert all((name, task) in self.ever or held[task] >= self.wanted[task] for task in self.wanted)
@@ -807,6 +835,8 @@ class Labeling(RuleBasedStateMachine):
     def close(self, key, choice):
         name, task = key
         if choice == "leave":
+            self.store.leave(name, self.seen[key])
+        if choice in ("wait", "leave"):
             return
         if choice == "skip":
             self.store.skip(name, self.seen[key], "other", "", 1.0)
@@ -833,7 +863,7 @@ class Labeling(RuleBasedStateMachine):
         if one is not None:
             assert one.task.id == self.order[name].pop()
             del self.said[name, one.task.id]
-            assert self.store.next(name, self.told) == one
+            assert self.store.next(name) == one
 
     @rule(seconds=st.sampled_from([1.0, 60.0, 101.0]))
     def wait(self, seconds):

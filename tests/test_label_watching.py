@@ -39,7 +39,7 @@ def said(watch: Watch) -> dict[str, list[str]]:
 
 
 def do(store: Store, labeler: str, *, skip: bool = False, most: int | None = 1) -> int:
-    return work(store, labeler, (lambda *_: None) if skip else rate, Settings(overlap=2), most)
+    return work(store, labeler, (lambda *_: None) if skip else rate, most)
 
 
 # ---------------------------------------------------------------- what is waited for

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -206,6 +207,43 @@ def test_the_admin_sees_asks_for_more_and_exports(tmp_path):
     sources = [{answer["text"]: answer["source"] for answer in row["responses"]} for row in rows]
     assert sources == [{answer.text: answer.source for answer in task.candidates}] * 2
     assert len(files.load(str(out), "ranking")) == 2
+
+
+def test_whoever_says_last_how_tasks_are_given_out_is_heard_by_all_who_serve_them(tmp_path):
+    tasks = [rank_task("One?"), rank_task("Two?")]
+    with site(tmp_path, tasks) as served, closing(Store(served.store.path)) as elsewhere:
+        anna, ben = map(served.person, ("anna", "ben"))
+        elsewhere.configure(Settings(overlap=2))
+        for person in (anna, ben):
+            first = person.get("/api/task").json
+            assert first["task"]["prompt"][0]["text"] == "One?" and first["progress"]["left"] == 2
+        assert elsewhere.settings == Settings(overlap=2) and elsewhere.progress().wanted == 4
+
+
+def test_a_page_that_is_closed_gives_its_task_back_soon_unless_it_has_a_draft(tmp_path):
+    now = [1_000_000.0]
+    with site(tmp_path, [rank_task("One?")], clock=lambda: now[0]) as served:
+        anna, ben = map(served.person, ("anna", "ben"))
+        named = {"assignment": anna.get("/api/task").json["task"]["assignment"]}
+
+        def has_it(person):
+            return person.get("/api/task").json["task"] is not None
+
+        assert ben.post("/api/leave", named).json == {"ok": True}, "it is not ben's, and nothing comes of it"
+        now[0] += 61
+        assert not has_it(ben)
+        assert anna.post("/api/leave", named).status == 200
+        now[0] += 59
+        assert not has_it(ben) and has_it(anna), "the page was loaded again"
+        now[0] += 61
+        assert not has_it(ben)
+        assert anna.post("/api/draft", {**named, "draft": {"note": "hm"}}).status == 200
+        assert anna.post("/api/leave", named).status == 200
+        now[0] += 61
+        assert not has_it(ben), "what she has begun is kept for her"
+        assert anna.post("/api/draft", {**named, "draft": {}}).status == 200  # seconds that she looked at it
+        now[0] += 1801
+        assert has_it(ben) and not has_it(anna)
 
 
 def test_a_task_as_large_as_they_come(tmp_path):

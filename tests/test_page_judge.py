@@ -61,7 +61,7 @@ def by(rule: Rule, most: int | None = None, seen: list[Any] | None = None) -> Ca
     def serve(store: Store, serving: Any, *, done: Callable[[], bool], told: Callable[[str], None]) -> None:
         assert not done()
         for name in store.labelers():
-            count = work(store, name, rule, serving.settings, most)
+            count = work(store, name, rule, most)
             if seen is not None:
                 seen.append((name, count))
 
@@ -175,7 +175,7 @@ def test_those_of_an_evaluation_that_was_left_come_last(tmp_path: Path) -> None:
 
     def serve(store: Store, serving: Any, *, done: Callable[[], bool], told: Any) -> None:
         while not done():
-            work(store, "labeler", noting, serving.settings, 1)
+            work(store, "labeler", noting, 1)
 
     verdicts(PageJudge(serve=serve), [question("new", ["aa"], ["b"])], tmp_path)
     assert order == ["new"]
@@ -185,9 +185,9 @@ def test_the_bar_counts_a_comparison_that_is_taken_back_once(tmp_path: Path) -> 
     """`ask` holds what the bar was told against the number of comparisons."""
 
     def serve(store: Store, serving: Any, *, done: Callable[[], bool], told: Any) -> None:
-        assert work(store, "labeler", LONGER, serving.settings) == 2 and done()
+        assert work(store, "labeler", LONGER) == 2 and done()
         assert store.undo("labeler") is not None and not done()
-        assert work(store, "labeler", LONGER, serving.settings) == 1 and done()
+        assert work(store, "labeler", LONGER) == 1 and done()
 
     questions = [question(f"p {n}", ["aa"], ["b"]) for n in range(2)]
     assert ask(PageJudge(serve=serve), questions, tmp_path).missing == 0
@@ -201,12 +201,12 @@ def test_the_last_comparison_can_be_taken_back_for_a_while(
     shorter = prefer(lambda first, second: len(second) - len(first))
 
     def serve(store: Store, serving: Any, *, done: Callable[[], bool], told: Any) -> None:
-        assert work(store, "labeler", LONGER, serving.settings) == 1 and not done()
+        assert work(store, "labeler", LONGER) == 1 and not done()
         assert store.undo("labeler") is not None
         time.sleep(0.4)
         assert not done()
         began = time.monotonic()
-        assert work(store, "labeler", shorter, serving.settings) == 1 and not done()
+        assert work(store, "labeler", shorter) == 1 and not done()
         while not done():
             assert time.monotonic() < began + 30
             time.sleep(0.01)

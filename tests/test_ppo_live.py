@@ -26,7 +26,6 @@ from transformers import HfArgumentParser
 from rlhf_kit import DataError, PPOConfig, PPOTrainer, RecipeError, RlhfKitError, load_recipe, pipeline
 from rlhf_kit.cli import main
 from rlhf_kit.errors import EngineError
-from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.exporting import records
 from rlhf_kit.labeling.replies import RateReply
 from rlhf_kit.labeling.store import Store
@@ -120,10 +119,11 @@ def test_the_same_answer_is_asked_for_once_and_an_empty_one_never(tmp_path: Path
 def test_several_labelers_are_averaged_and_each_is_waited_for(tmp_path: Path) -> None:
     source = reward(tmp_path / "live.sqlite", overlap=2)
     rules = {"anna": lambda task, order: RateReply(overall=7), "ben": lambda task, order: RateReply(overall=2)}
-    with labelers(source.path, rules, Settings(overlap=2)):
+    with labelers(source.path, rules):
         found = source(answered(PLAIN))
     assert found.tolist() == pytest.approx([(1 - 2 / 3) / 2] * 3)
-    assert "--overlap 2" in source.command
+    with closing(Store(source.path)) as store:
+        assert store.settings.overlap == 2, "whoever opens the page need not say so"
 
 
 def test_what_is_skipped_by_everybody_counts_as_a_functions_none(tmp_path: Path) -> None:

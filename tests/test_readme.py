@@ -20,7 +20,6 @@ from tiny_recipe import write_recipe
 
 from rlhf_kit import Recipe, cli, load
 from rlhf_kit.labeling import serving
-from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.replies import AnswerReply, RankReply
 from rlhf_kit.labeling.tasks import Task
 
@@ -79,15 +78,15 @@ def test_every_command_is_run_somewhere() -> None:
 def people(desk: Path, argv: list[str]) -> Iterator[None]:
     """Who answers on the page while a command that asks them runs."""
     asking = {
-        "label": ("new_rankings.sqlite", ("anna", "ben"), 2),
-        "round": ("runs/mine/round-1/labels.sqlite", ("labeler",), 1),
+        "label": ("new_rankings.sqlite", ("anna", "ben")),
+        "round": ("runs/mine/round-1/labels.sqlite", ("labeler",)),
     }
     if argv[0] not in asking:
         yield
         return
-    file, names, overlap = asking[argv[0]]
+    file, names = asking[argv[0]]
     (desk / file).parent.mkdir(parents=True, exist_ok=True)
-    with labelers(desk / file, dict.fromkeys(names, longest_first), Settings(overlap=overlap)) as done:
+    with labelers(desk / file, dict.fromkeys(names, longest_first)) as done:
         yield
     assert set(done) == set(names)
 

@@ -18,7 +18,6 @@ from rlhf_kit import files
 from rlhf_kit.checkpoint import read_json, read_manifest
 from rlhf_kit.cli import main
 from rlhf_kit.errors import DataError, RecipeError, RlhfKitError
-from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.exchange import hand_over
 from rlhf_kit.labeling.replies import AnswerReply, RankReply
 from rlhf_kit.labeling.store import Store
@@ -374,7 +373,7 @@ def test_people_label_on_the_page_and_what_they_gave_before_it_was_ended_counts(
             time.sleep(0.01)
         return cats_on_the_page(task, order)
 
-    with labelers(file, dict.fromkeys(("anna", "ben"), when_it_is_open), Settings(overlap=2)) as done:
+    with labelers(file, dict.fromkeys(("anna", "ben"), when_it_is_open)) as done:
         go_round(recipe, told=said.append)
     assert sorted(done) == ["anna"] * 2 + ["ben"] * 6, "nothing is asked twice"
     labels = files.load(str(home_of(path) / "round-1" / "labels.jsonl"), "ranking")
@@ -402,7 +401,7 @@ def test_people_are_asked_for_the_answers_as_they_are_now_and_what_they_said_of_
         def serve(store, how, *, done, told):
             assert not done()
             for _ in range(most):
-                work(store, "anna", noting, how.settings, 1)
+                work(store, "anna", noting, 1)
                 if done() and done():  # at once the second time, as nobody is waited for to take the last one back
                     break
 

@@ -73,7 +73,7 @@ class Refused(RlhfKitError):
 
 
 def remembered(connection: sqlite3.Connection) -> Settings:
-    """The settings by which tasks were given out last."""
+    """The settings by which tasks are given out."""
     row = connection.execute("SELECT value FROM facts WHERE name = 'settings'").fetchone()
     return Settings() if row is None else Settings(**json.loads(row[0]))
 

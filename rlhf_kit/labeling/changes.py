@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from rlhf_kit.errors import RlhfKitError
 
 from .accounts import Progress, progress_of, progress_of_all
-from .assignment import Assignment, Refused, Settings, assign, assignment_of, lapse, remember, remembered
+from .assignment import Assignment, Refused, assign, assignment_of, lapse, remembered
 from .people import add_stranger, labeler_number
 from .replies import Reply, check_reply
 from .tasks import Kind, Task, to_json
@@ -26,6 +26,7 @@ __all__ = [
     "answer",
     "is_paused",
     "keep_draft",
+    "leave",
     "more",
     "next_of",
     "pause",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 _DAY = 86_400.0
+_AWAY = 60.0
+"""Seconds in which somebody who has left the page may come back to the same task: time enough to load it again."""
 _CLOSED = ("answered", "skipped")
 
 
@@ -115,12 +118,11 @@ def is_paused(connection: sqlite3.Connection) -> bool:
     return row is not None and row[0] == "1"
 
 
-def next_of(connection: sqlite3.Connection, now: float, labeler: str, settings: Settings) -> Assignment | None:
+def next_of(connection: sqlite3.Connection, now: float, labeler: str) -> Assignment | None:
     """What the labeler has to do."""
-    remember(connection, settings)
     lapse(connection, now)
     person = labeler_number(connection, labeler)
-    number = assign(connection, person, labeler, settings, now, is_paused(connection))
+    number = assign(connection, person, labeler, remembered(connection), now, is_paused(connection))
     return None if number is None else assignment_of(connection, number)
 
 
@@ -140,9 +142,9 @@ class Turn:
     is_over: bool
 
 
-def turn_of(connection: sqlite3.Connection, now: float, labeler: str, settings: Settings) -> Turn:
+def turn_of(connection: sqlite3.Connection, now: float, labeler: str) -> Turn:
     """What the labeler has to do, and how far everything is, as one reading."""
-    assignment = next_of(connection, now, labeler, settings)
+    assignment = next_of(connection, now, labeler)
     own = progress_of(connection, labeler_number(connection, labeler))
     is_over = own.left == 0 and progress_of_all(connection)[0].left == 0
     return Turn(assignment, is_paused(connection), own, is_over)
@@ -156,6 +158,13 @@ def keep_draft(connection: sqlite3.Connection, now: float, labeler: str, assignm
         state, until = "lapsed" if held.is_late else "open", now + remembered(connection).lease
         query = "UPDATE assignments SET draft = ?, state = ?, until = ? WHERE number = ?"
         connection.execute(query, (draft, state, until, held.number))
+
+
+def leave(connection: sqlite3.Connection, now: float, labeler: str, assignment: str) -> None:
+    """Ends the lease soon, where there is no draft."""
+    query = """UPDATE assignments SET until = min(until, ?) WHERE id = ? AND state = 'open' AND draft IS NULL
+        AND labeler = (SELECT number FROM labelers WHERE name = ?)"""
+    connection.execute(query, (now + _AWAY, assignment, labeler))
 
 
 def answer(

@@ -11,14 +11,13 @@ import time
 import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_kit.errors import RlhfKitError
-from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.store import Store
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ class Serving:
     """Markdown."""
     language: str = "auto"
     """`en`, `zh`, or that of each browser."""
-    settings: Settings = field(default_factory=Settings)
     stay: bool = False
     """Waits for further tasks; otherwise it ends when nothing is left to do."""
     open_browser: bool = False
@@ -93,7 +91,6 @@ def serve(
     check_installed()
     from rlhf_kit.labeling.web.server import listening, make_server, own_port, run
 
-    store.configure(serving.settings)
     with listening(serving, own_port(store)) as listener, _ended() as ended:
         port: int = listener.getsockname()[1]
         server, links = make_server(store, serving, port)

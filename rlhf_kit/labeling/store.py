@@ -62,12 +62,12 @@ class Store:
     # ---- what is asked, and of whom
 
     def configure(self, settings: Settings) -> None:
-        """Says how tasks will be given out, so that `progress` knows before the first one is."""
+        """Says how tasks are given out from now on, by whoever serves them."""
         self._database.write(lambda connection: remember(connection, settings))
 
     @property
     def settings(self) -> Settings:
-        """How tasks were given out last; the defaults where none ever was."""
+        """How tasks are given out; the defaults where nobody has said."""
         with self._database.reading() as connection:
             return remembered(connection)
 
@@ -129,16 +129,16 @@ class Store:
 
     # ---- what a labeler does
 
-    def next(self, labeler: str, settings: Settings = Settings()) -> Assignment | None:  # noqa: B008  frozen
+    def next(self, labeler: str) -> Assignment | None:
         """What the labeler has to do now; None where there is nothing for them at this moment.
 
         What is open already comes first, so that a page that is loaded again shows the same. See `assignment.py`.
         """
-        return self._database.write(lambda connection: changes.next_of(connection, self._clock(), labeler, settings))
+        return self._database.write(lambda connection: changes.next_of(connection, self._clock(), labeler))
 
-    def turn(self, labeler: str, settings: Settings) -> Turn:
+    def turn(self, labeler: str) -> Turn:
         """`next`, and with it how far everything is."""
-        return self._database.write(lambda connection: changes.turn_of(connection, self._clock(), labeler, settings))
+        return self._database.write(lambda connection: changes.turn_of(connection, self._clock(), labeler))
 
     def keep_draft(self, labeler: str, assignment: str, draft: Mapping[str, Any]) -> None:
         """Keeps an unfinished answer, and the task for its labeler; a draft of what is answered by now is dropped."""
@@ -146,6 +146,11 @@ class Store:
         if len(text) > _MOST_DRAFT:
             raise Refused("the draft is too long to be kept")
         self._database.write(lambda c: changes.keep_draft(c, self._clock(), labeler, assignment, text))
+
+    def leave(self, labeler: str, assignment: str) -> None:
+        """Somebody has closed the page: a task with which they have not begun waits a minute for them, and then for
+        anybody. One with a draft stays theirs as long as its lease lasts."""
+        self._database.write(lambda c: changes.leave(c, self._clock(), labeler, assignment))
 
     def answer(self, labeler: str, assignment: str, reply: Reply, seconds: float) -> None:
         """Keeps an answer; the same one again changes nothing.

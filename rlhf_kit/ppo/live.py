@@ -12,7 +12,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -72,7 +72,6 @@ class LiveReward:
     def command(self) -> str:
         """Opens the page on which the answers are scored."""
         words = ["rlhf-kit", "label", "--store", str(self.path), "--stay", "--task", "rate"]
-        words += ["--overlap", str(self.section.overlap)] if self.section.overlap > 1 else []
         return shlex.join([*words, "--out", str(self.path.with_suffix(".jsonl"))])
 
     def __call__(self, answers: Answers) -> Tensor:
@@ -94,6 +93,7 @@ class LiveReward:
 
     def _put(self, store: Store, asked: Mapping[str, Task]) -> Watch:
         """Puts them where the page finds them."""
+        store.configure(replace(store.settings, overlap=self.section.overlap))
         batch = f"{LIVE} {self.update}"  # to read no more than these
         for name in (LIVE, batch):
             store.add(asked.values(), batch=name)

@@ -122,13 +122,11 @@ def _by_people(one: Round, answers: Path, told: Told, browser: bool) -> list[Ran
         tasks = [replace(task, priority=first) for task in read_tasks(str(answers), "rank")]
         store.add(tasks, batch=batch)
         store.set_labelers(section.labelers or ["labeler"])
-        settings = Settings(overlap=section.overlap, seed=one.recipe.seed)
-        store.configure(settings)
+        store.configure(Settings(overlap=section.overlap, seed=one.recipe.seed))
         serving = Serving(
             port=section.port,
             title=f"Round {one.number}",
             guidelines=None if section.guidelines is None else Path(section.guidelines),
-            settings=settings,
             open_browser=browser,
         )
         watch = Watch(store, {task.id for task in tasks}, opinions=section.overlap, batch=batch)

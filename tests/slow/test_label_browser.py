@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 from label_pages import (
     MARKS,
@@ -255,6 +259,43 @@ def test_time_stands_still_while_nobody_looks(context, tmp_path):
         in_all = time.monotonic() - opened
         (row,) = server.end()
     assert 1.0 <= row["meta"]["seconds"] <= in_all - 2.0
+
+
+def held_for(store: Path) -> float:
+    """Seconds for which the only task stays with whoever has it."""
+    with closing(sqlite3.connect(store)) as connection:
+        ((until,),) = connection.execute("SELECT until FROM assignments WHERE state = 'open'").fetchall()
+    return until - time.time()
+
+
+def waited_for(test: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 20
+    while not test() and time.monotonic() < end:
+        time.sleep(0.05)
+    return test()
+
+
+def test_a_page_that_is_closed_holds_no_task_with_which_nobody_has_begun(context, tmp_path):
+    with served(tmp_path, [task("Which rivers?", RIVERS[:2])]) as server:
+        store = server.out.with_suffix(".sqlite")
+        page = watch(context, server.links["anna"]).page
+        assert held_for(store) > 1700
+        page.goto("about:blank")
+        assert waited_for(lambda: held_for(store) < 61)
+        page = watch(context, server.links["anna"]).page
+        assert held_for(store) > 1700
+        page.reload()
+        expect(page.locator("body")).to_have_attribute("data-ready", "yes")
+        assert held_for(store) > 1700
+        page.close()
+        assert waited_for(lambda: held_for(store) < 61)
+        page = watch(context, server.links["anna"]).page
+        rank_by_keys(page, {RIVERS[0]: 1})
+        page.goto("about:blank")  # before the draft is sent by itself
+        page.wait_for_timeout(1500)
+        assert held_for(store) > 1700
+        page = watch(context, server.links["anna"]).page
+        assert rank_of(page, RIVERS[0]) == 1
 
 
 def test_a_server_that_is_away_loses_nothing(context, tmp_path):

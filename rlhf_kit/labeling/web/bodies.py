@@ -16,6 +16,7 @@ from rlhf_kit.reasons import field_of, findings, reason_of
 __all__ = [
     "AnswerBody",
     "DraftBody",
+    "LeaveBody",
     "MoreBody",
     "PauseBody",
     "SessionBody",
@@ -44,6 +45,12 @@ class DraftBody(_Body):
 
     assignment: _Name
     draft: dict[str, Any]
+
+
+class LeaveBody(_Body):
+    """A task whose page was closed."""
+
+    assignment: _Name
 
 
 class AnswerBody(_Body):

@@ -43,7 +43,6 @@ def make_server(store: Store, serving: Serving, port: int) -> tuple[uvicorn.Serv
     site = Site(
         store,
         origins,
-        serving.settings,
         links=links,
         title=serving.title,
         guidelines=safe_html(guidelines, breaks=False) if guidelines.strip() else "",

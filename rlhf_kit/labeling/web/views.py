@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from rlhf_kit.labeling.assignment import Settings
 from rlhf_kit.labeling.exporting import records, write_records
 from rlhf_kit.labeling.figures import figures
 from rlhf_kit.labeling.store import Store, Turn
 from rlhf_kit.labeling.web.bodies import (
     AnswerBody,
     DraftBody,
+    LeaveBody,
     MoreBody,
     PauseBody,
     SessionBody,
@@ -48,7 +48,6 @@ class Site:
 
     store: Store
     origins: Origins
-    settings: Settings
     links: Callable[[], list[tuple[str, str]]] = list
     """Name and address of everybody, for the admin."""
     title: str = ""
@@ -99,6 +98,7 @@ class Labeling:
             Route("/api/me", self.me),
             Route("/api/task", self.task),
             Route("/api/draft", self.draft, methods=["POST"]),
+            Route("/api/leave", self.leave, methods=["POST"]),
             Route("/api/answer", self.answer, methods=["POST"]),
             Route("/api/skip", self.skip, methods=["POST"]),
             Route("/api/undo", self.undo, methods=["POST"]),
@@ -112,7 +112,7 @@ class Labeling:
     async def task(self, request: Request) -> Response:
         """The state."""
         name = _reader(request, "labeler").name
-        return await self._writer.write(lambda: self._store.turn(name, self._site.settings), self._state)
+        return await self._writer.write(lambda: self._store.turn(name), self._state)
 
     async def draft(self, request: Request) -> Response:
         """Keeps what stands on the page so far."""
@@ -122,6 +122,14 @@ class Labeling:
             lambda: self._store.keep_draft(name, body.assignment, body.draft), lambda _: JSONResponse({"ok": True})
         )
 
+    async def leave(self, request: Request) -> Response:
+        """The page was closed with this task on it."""
+        name, body = _writer(request, "labeler").name, parse_body(await request.body(), LeaveBody)
+
+        return await self._writer.write(
+            lambda: self._store.leave(name, body.assignment), lambda _: JSONResponse({"ok": True})
+        )
+
     async def answer(self, request: Request) -> Response:
         """Keeps a reply; what comes next is the answer."""
         name, body = _writer(request, "labeler").name, parse_body(await request.body(), AnswerBody)
@@ -129,7 +137,7 @@ class Labeling:
 
         def keep() -> Turn:
             self._store.answer(name, body.assignment, reply, body.seconds)
-            return self._store.turn(name, self._site.settings)
+            return self._store.turn(name)
 
         return await self._writer.write(keep, self._state)
 
@@ -139,7 +147,7 @@ class Labeling:
 
         def keep() -> Turn:
             self._store.skip(name, body.assignment, body.reason, body.note, body.seconds)
-            return self._store.turn(name, self._site.settings)
+            return self._store.turn(name)
 
         return await self._writer.write(keep, self._state)
 
@@ -150,7 +158,7 @@ class Labeling:
 
         def undo() -> Turn:
             opened = self._store.undo(name)
-            turn = self._store.turn(name, self._site.settings)
+            turn = self._store.turn(name)
             return turn if opened is None else replace(turn, assignment=opened)  # it comes before what else is open
 
         return await self._writer.write(undo, self._state)

@@ -181,6 +181,12 @@ function undo() {
   });
 }
 
+// A task that nobody has begun with is soon given to another.
+function leave() {
+  flush({ leaving: true });
+  if (view) post("/api/leave", { assignment: state.task.assignment }, { keepalive: true }).catch(() => {});
+}
+
 async function poll() {
   if (document.visibilityState !== "visible" || busy) {
     timer = setTimeout(poll, POLL);
@@ -257,7 +263,10 @@ function prepare() {
     event.preventDefault(); // the address keeps no fragment
     $("heading").focus();
   });
-  window.addEventListener("pagehide", () => flush({ leaving: true }));
+  window.addEventListener("pagehide", leave);
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted) location.reload(); // from the browser's memory: the task may be another's by now
+  });
   document.addEventListener("visibilitychange", () => {
     if (document.visibilityState === "hidden") flush({ leaving: true });
   });
