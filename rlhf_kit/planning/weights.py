@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -45,8 +45,19 @@ class Weights:
     largest: int
 
 
+# Building a large model is most of a plan, and few of the changes that are tried make another one.
+_KNOWN: dict[str, Weights] = {}
+
+
 def weights_of(setup: Setup) -> Weights:
-    """Counted on the whole model, on the meta device."""
+    """Counted on the whole model, on the meta device; once."""
+    key = repr(replace(setup, autocast=False, checkpointing=False, inputs_learn=False))  # these change no weights
+    if key not in _KNOWN:
+        _KNOWN[key] = _counted(setup)
+    return _KNOWN[key]
+
+
+def _counted(setup: Setup) -> Weights:
     backbone = setup.build()
     roles = parameters(backbone)
     others = {id(p) for name in backbone.adapters for p in backbone.adapter_parameters(name)}
