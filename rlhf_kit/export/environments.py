@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from rich.console import Console
 
 from rlhf_kit.errors import ExportError
@@ -34,6 +36,7 @@ class Environment:
             transformers are not fetched again, and what `requirements` bring comes first.
         words: what takes long, for the person who waits.
         needs: of the machine.
+        cmake: words for CMake where something is compiled, before those of the user (`CMAKE_ARGS`).
     """
 
     name: str
@@ -41,6 +44,7 @@ class Environment:
     sees_ours: bool
     words: str
     needs: str = "the package index"
+    cmake: tuple[str, ...] = ()
 
     @property
     def directory(self) -> Path:
@@ -58,8 +62,11 @@ def python_of(environment: Environment) -> Path:
     """
     target = environment.directory
     if not _interpreter(target).exists():
-        with made_once(target) as scratch:
-            _make(environment, scratch)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f"{target.name}.lock")):  # who comes second waits, and compiles nothing
+            if not _interpreter(target).exists():
+                with made_once(target) as scratch:
+                    _make(environment, scratch)
     return _interpreter(target)
 
 
@@ -83,7 +90,9 @@ def _make(environment: Environment, directory: Path) -> None:
 
 
 def _run(environment: Environment, command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    cmake = " ".join(filter(None, (shlex.join(environment.cmake), os.environ.get("CMAKE_ARGS"))))
+    variables = {**os.environ, "CMAKE_ARGS": cmake} if environment.cmake else None
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     if done.returncode != 0:
         said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         errors = [line for line in said if "error" in line.lower()] or said

@@ -20,12 +20,14 @@ from rlhf_kit.export.comparison import Answers
 from rlhf_kit.export.environments import Environment, python_of
 from rlhf_kit.export.questions import QUESTIONS
 
+_ONLY = Path(__file__).with_name("llama_only.cmake")
 ENVIRONMENT = Environment(
     "llama-cpp-python",
     ("llama-cpp-python==0.3.36",),
     sees_ours=False,
-    words="compiling llama.cpp, about 5 minutes",
+    words="compiling llama.cpp, about 3 minutes",
     needs="the package index and a C++ compiler",
+    cmake=("-DLLAVA_BUILD=OFF", f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={_ONLY.as_posix()}"),
 )
 PYTHON_VARIABLE = "RLHF_KIT_LLAMA_PYTHON"
 """Names the interpreter of an environment that has llama-cpp-python already."""
