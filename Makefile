@@ -47,7 +47,7 @@ browser:
 		echo "no chromium here and no right to install one: the browser tests will be skipped"
 
 test-slow: $(VENV)/.dev browser ## tests that need environments of their own, several processes or a browser
-	DS_ACCELERATOR=cpu $(PYTEST) -m slow $(ARGS)
+	DS_ACCELERATOR=cpu $(PYTEST) -m slow -n 2 --dist loadfile $(ARGS)
 
 # The test is left out of `test-slow` where these are missing: a desktop's parts are much to ask of every machine.
 .PHONY: test-screen-reader

