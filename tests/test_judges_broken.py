@@ -6,6 +6,7 @@ import email.utils
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,8 +129,10 @@ def test_a_fault_that_lasts_stops_in_time_and_is_resumed(
 def test_a_server_that_is_gone(tmp_path: Path, sound: Judgement) -> None:
     with FakeJudge() as gone:
         judge = endpoint(gone)
-    with pytest.raises(RlhfKitError, match=rf"0 of {TOTAL} .*8 in a row had no answer; 8 x no connection"):
+    with pytest.raises(RlhfKitError, match=rf"0 of {TOTAL} .*8 in a row had no answer; ") as failure:
         judge(QUESTIONS, tmp_path, lambda done: None)
+    count = re.search(r"; (\d+) x no connection", str(failure.value))
+    assert count is not None and 8 <= int(count[1]) < 8 + PATIENCE.threads, "those that were under way are counted too"
     assert not kept(tmp_path)
 
 
