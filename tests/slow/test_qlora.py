@@ -17,6 +17,7 @@ from rlhf_kit import Recipe, load, load_backbone, load_recipe, pipeline, rewards
 from rlhf_kit.checkpoint import MANIFEST, read_json
 from rlhf_kit.export.exporting import Wish, export
 from rlhf_kit.models import Backbone, load_base, lora_config
+from rlhf_kit.models.loading import resolve_dtype
 from rlhf_kit.rewards import autocast
 from rlhf_kit.stages import ppo
 
@@ -25,7 +26,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.model]
 
 ROOT = Path(__file__).parents[2]
 LAYERS = 210  # seven in each of 30 blocks
-SIZE = 110e6  # bytes in nf4 with its scales, embeddings in bfloat16; all of it in bfloat16 is 269e6
+# In bfloat16 where the processor has it: elsewhere the three stages take a quarter of an hour in it.
+DTYPE = resolve_dtype("auto")
+SIZE = {torch.bfloat16: 110e6, torch.float32: 167e6}  # bytes in nf4 with its scales, and the embeddings
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,6 @@ def recipe(place: Path) -> Recipe:
             "data.prompts_heldout=null",
             "data.rubric=null",
             f"output_dir={place / 'run'}",
-            "model.dtype=bfloat16",
             "model.quantization=4bit",
             "sft.per_device_train_batch_size=4",
             "sft.trainer={max_steps: 8, logging_steps: 1}",
@@ -83,7 +85,7 @@ def test_the_base_is_in_four_bits(recipe: Recipe) -> None:
     base = load_base(recipe.model)
     layers = [module for module in base.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
     assert len(layers) == LAYERS and {layer.weight.quant_type for layer in layers} == {"nf4"}
-    assert base.get_memory_footprint() == pytest.approx(SIZE, rel=0.01)
+    assert base.get_memory_footprint() == pytest.approx(SIZE[DTYPE], rel=0.01)
 
 
 def test_every_stage_learns_on_it(recipe: Recipe, run: Path) -> None:
@@ -127,7 +129,7 @@ def test_the_roles_have_one_base(recipe: Recipe, run: Path) -> None:
     assert len(packed) == LAYERS
     learned = sum(p.numel() * p.element_size() for role in backbone.adapters for p in backbone.adapter_parameters(role))
     whole = sum(p.numel() * p.element_size() for p in backbone.parameters())
-    assert whole - learned < 1.02 * SIZE
+    assert whole - learned < 1.02 * SIZE[DTYPE]
     assert all(p.dtype == torch.float32 for role in backbone.adapters for p in backbone.adapter_parameters(role))
     assert rewards.can_pack(backbone, [[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]])
 
@@ -140,7 +142,7 @@ def test_both_exports_are_the_trained_model(recipe: Recipe, run: Path, tmp_path:
     merged = read_json(out / MANIFEST)["metrics"]
     assert merged["top1_agreement"] >= 0.96 and merged["mean_kl"] * 10 < merged["base_mean_kl"]
     model = AutoModelForCausalLM.from_pretrained(out)
-    assert model.dtype == torch.bfloat16 and "quantization_config" not in model.config.to_dict()
+    assert model.dtype == DTYPE and "quantization_config" not in model.config.to_dict()
 
 
 @pytest.fixture(params=["4bit", "8bit"])
