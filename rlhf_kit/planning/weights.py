@@ -45,7 +45,7 @@ class Weights:
     largest: int
 
 
-# Building a large model is most of a plan, and few of the changes that are tried make another one.
+# Building the whole model takes long, and few of the changes that are tried make another one.
 _KNOWN: dict[str, Weights] = {}
 
 
