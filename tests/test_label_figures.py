@@ -14,8 +14,6 @@ from rlhf_kit.labeling.store import Store
 from rlhf_kit.labeling.tasks import Candidate, Task
 from rlhf_kit.records import Message
 
-TOLD = Settings(overlap=3, gold_every=2, seed=1)
-
 
 @pytest.fixture
 def clock():
@@ -41,9 +39,8 @@ def reply_in(order, ranks):
     return parse_reply("rank", {"answers": {"ABCDEF"[key]: {"rank": ranks[i]} for key, i in enumerate(order)}})
 
 
-def say(store, name, said, seconds, settings=TOLD):
+def say(store, name, said, seconds):
     """Answers what comes next by its prompt, until everything that is in `said` was asked."""
-    store.configure(settings)
     said = dict(said)
     while said:
         one = store.next(name)
@@ -55,12 +52,12 @@ def filled(store, clock):
     """Question 0 has three opinions, question 1 two, gold ones two."""
     known = Task("rank", "gold", (Candidate("x", rank=1), Candidate("y", rank=2), Candidate("z", rank=2)), gold=True)
     store.add([task(0, 3), task(1, 2), task(2, 2)])
-    settings = Settings(overlap=3)
-    say(store, "anna", {"question 0": (1, 2, 3), "question 1": (1, 2)}, 10.0, settings)
+    store.configure(Settings(overlap=3))
+    say(store, "anna", {"question 0": (1, 2, 3), "question 1": (1, 2)}, 10.0)
     clock.now += 100
-    say(store, "ben", {"question 0": (1, 9, 4), "question 1": (1, 2)}, 20.0, settings)
+    say(store, "ben", {"question 0": (1, 9, 4), "question 1": (1, 2)}, 20.0)
     clock.now += 1000
-    say(store, "cleo", {"question 0": (1, 2, 2)}, 60.0, settings)
+    say(store, "cleo", {"question 0": (1, 2, 2)}, 60.0)
     store.add([known])
     for name, ranks in (("anna", (1, 1, 2)), ("ben", (1, 3, 2))):
         store.take(name, known.id, reply_in(range(3), ranks))
@@ -129,7 +126,7 @@ def test_alpha_is_that_of_the_library_on_the_verdicts(store, clock):
 def test_only_people_at_work_hasten_the_end(store, clock):
     filled(store, clock)
     clock.now += 550
-    say(store, "anna", {"question 2": (1, 2)}, 24.0, Settings(overlap=3))
+    say(store, "anna", {"question 2": (1, 2)}, 24.0)
     assert figures(store)["seconds_left"] == pytest.approx(2 * 24 / 2)  # cleo and anna
     clock.now += 51
     assert figures(store)["seconds_left"] == pytest.approx(2 * 24)
@@ -147,10 +144,10 @@ def test_nothing_yet(store):
 
 def test_figures_follow_the_answers(store, clock):
     store.add([task(0, 2)])
-    told = Settings(overlap=2)
-    say(store, "anna", {"question 0": (1, 2)}, 5.0, told)
+    store.configure(Settings(overlap=2))
+    say(store, "anna", {"question 0": (1, 2)}, 5.0)
     assert figures(store)["agreement"] is None
-    say(store, "ben", {"question 0": (1, 2)}, 5.0, told)
+    say(store, "ben", {"question 0": (1, 2)}, 5.0)
     assert figures(store)["agreement"]["pairs"]["value"] == 1.0
     clock.now += 1
     ben = store.undo("ben")
@@ -163,9 +160,9 @@ def test_figures_follow_the_answers(store, clock):
 
 def test_intervals_come_with_ten_prompts(store):
     store.add(task(i, 2) for i in range(10))
-    told = Settings(overlap=2)
-    say(store, "anna", {f"question {i}": (1, 2) for i in range(10)}, 5.0, told)
-    say(store, "ben", {f"question {i}": (1, 2) if i < 8 else (2, 1) for i in range(10)}, 5.0, told)
+    store.configure(Settings(overlap=2))
+    say(store, "anna", {f"question {i}": (1, 2) for i in range(10)}, 5.0)
+    say(store, "ben", {f"question {i}": (1, 2) if i < 8 else (2, 1) for i in range(10)}, 5.0)
     share = figures(store)["agreement"]["pairs"]
     assert share["value"] == 0.8 and 0.4 <= share["low"] < 0.8 < share["high"] <= 1.0
     assert [one["prompt"] for one in figures(store)["disagreements"]] == ["question 8", "question 9"]

@@ -61,8 +61,7 @@ def reply(*ranks, note=""):
 FIRST, TIE = reply(1, 2), reply(1, 1)
 
 
-def answer_all(store, labeler, settings, limit=1000):
-    store.configure(settings)
+def answer_all(store, labeler, limit=1000):
     asked = []
     while len(asked) < limit and (one := store.next(labeler)) is not None:
         store.answer(labeler, one.id, FIRST, 1.0)
@@ -304,30 +303,28 @@ def test_higher_priorities_come_first_and_what_is_begun_before_them(store):
     store.add([ranking(3, priority=5.0)])
     assert store.next("anna") == first and first.task.prompt == "question 2"
     store.answer("anna", first.id, FIRST, 1.0)
-    assert [task.prompt for task in answer_all(store, "anna", Settings())] == ["question 3", "question 0", "question 1"]
+    assert [task.prompt for task in answer_all(store, "anna")] == ["question 3", "question 0", "question 1"]
 
 
 def test_a_task_that_is_added_again_gets_the_higher_priority(store):
     """Also where everything of its priority was given out already."""
     store.add([ranking(0, priority=-9.0), ranking(1), ranking(2), ranking(3, priority=-1.0), ranking(4, priority=-5.0)])
-    told = Settings(overlap=1)
-    store.configure(told)
-    assert [task.prompt for task in answer_all(store, "anna", told, limit=2)] == ["question 1", "question 2"]
+    assert [task.prompt for task in answer_all(store, "anna", limit=2)] == ["question 1", "question 2"]
     held = store.next("anna")
     assert held.task == ranking(3, priority=-1.0)
     assert store.add([ranking(0, priority=3.0), ranking(3, priority=-9.0)]) == 0
     store.answer("anna", held.id, FIRST, 1.0)
-    assert [task.prompt for task in answer_all(store, "anna", told)] == ["question 0", "question 4"]
+    assert [task.prompt for task in answer_all(store, "anna")] == ["question 0", "question 4"]
     assert store.progress().left == 0
 
 
 @pytest.mark.parametrize("overlap", [1, 2, 3])
 def test_each_task_has_as_many_labelers_as_were_asked_for(store, overlap):
     store.add(ranking(i) for i in range(7))
-    told = Settings(overlap=overlap)
+    store.configure(Settings(overlap=overlap))
     for _ in range(21):  # in turns, as people do
         for name in ("anna", "ben", "cleo"):
-            answer_all(store, name, told, limit=1)
+            answer_all(store, name, limit=1)
     given = Counter(one.task.id for one in store.answered())
     assert given == {ranking(i).id: overlap for i in range(7)}
     assert len({(one.task.id, one.labeler) for one in store.answered()}) == 7 * overlap
@@ -420,14 +417,13 @@ def test_a_skipped_task_goes_to_another_and_is_done_when_all_have_skipped_it(sto
 
 def test_a_task_that_is_free_again_is_found_behind_others(store, clock):
     store.add(ranking(i) for i in range(5))
-    told = Settings(lease=60.0)
-    store.configure(told)
+    store.configure(Settings(lease=60.0))
     skipped, left = store.next("anna"), store.next("ben")
     assert store.next("cleo").task.prompt == "question 2"
-    assert [task.prompt for task in answer_all(store, "cleo", told)] == ["question 2", "question 3", "question 4"]
+    assert [task.prompt for task in answer_all(store, "cleo")] == ["question 2", "question 3", "question 4"]
     store.skip("anna", skipped.id, "too_hard", "", 1.0)
     assert store.progress("cleo").left == 1
-    assert [task.prompt for task in answer_all(store, "cleo", told)] == ["question 0"]
+    assert [task.prompt for task in answer_all(store, "cleo")] == ["question 0"]
     clock.now += 61
     assert store.next("cleo").task == left.task
 
@@ -444,13 +440,13 @@ def test_what_skips_can_be(store):
 
 def test_one_more_labeler_for_a_task(store):
     store.add([ranking(0), ranking(1)])
-    assert len(answer_all(store, "anna", Settings())) == 2
+    assert len(answer_all(store, "anna")) == 2
     store.more(ranking(1).id)
-    assert [task.prompt for task in answer_all(store, "ben", Settings())] == ["question 1"]
-    assert answer_all(store, "cleo", Settings()) == []
+    assert [task.prompt for task in answer_all(store, "ben")] == ["question 1"]
+    assert answer_all(store, "cleo") == []
     store.more(ranking(1).id)
     store.configure(Settings(overlap=2))
-    assert {task.prompt for task in answer_all(store, "cleo", Settings(overlap=2))} == {"question 0", "question 1"}
+    assert {task.prompt for task in answer_all(store, "cleo")} == {"question 0", "question 1"}
     assert store.progress() == Progress(2, 6, 5, 0, 0)  # question 1 wants four, but there are three people
     store.add([gold(0)])
     for wrong in ("0" * 16, gold(0).id):
@@ -460,10 +456,10 @@ def test_one_more_labeler_for_a_task(store):
 
 def test_one_in_so_many_is_gold_once_for_everybody(store):
     store.add([*(ranking(i) for i in range(40)), *(gold(i) for i in range(4))])
-    told = Settings(overlap=3, gold_every=5, seed=3)
+    store.configure(Settings(overlap=3, gold_every=5, seed=3))
     places = {}
     for name in ("anna", "ben", "cleo"):
-        asked = [task.gold for task in answer_all(store, name, told)]
+        asked = [task.gold for task in answer_all(store, name)]
         assert len(asked) == 44 and sum(asked) == 4
         assert all(sum(asked[at : at + 5]) == 1 for at in range(0, 20, 5)) and not any(asked[20:])
         places[name] = [index for index, is_gold in enumerate(asked) if is_gold]
@@ -630,7 +626,7 @@ def test_answers_that_were_given_elsewhere(store):
 def test_batches_share_tasks(store):
     store.add([ranking(0), ranking(1)], batch="one")
     store.add([ranking(1), ranking(2)], batch="two")
-    answer_all(store, "anna", Settings())
+    answer_all(store, "anna")
     assert [one.task.prompt for one in store.answered(batch="two")] == ["question 1", "question 2"]
     assert list(store.answered(batch="three")) == []
 
@@ -663,7 +659,6 @@ def test_what_comes_next_is_found_without_a_look_at_all_tasks(tmp_path):
         store = Store(tmp_path / f"{size}.sqlite")
         store.set_labelers(["anna", "ben"])
         store.add(ranking(i) for i in range(size))
-        told = Settings(overlap=3)  # every task stays open for a third one
 
         def answer(connection, size=size):
             connection.execute(
@@ -673,7 +668,7 @@ def test_what_comes_next_is_found_without_a_look_at_all_tasks(tmp_path):
                 (size - 10,),
             )
 
-        store.configure(told)
+        store.configure(Settings(overlap=3))  # every task stays open for a third one
         store._database.write(answer)
         store.answer("anna", store.next("anna").id, FIRST, 1.0)  # passes over what is done, once
         steps[size] = steps_of(store, lambda store=store: store.next("anna"))
@@ -799,8 +794,7 @@ class Labeling(RuleBasedStateMachine):
         self.names = ["a", "b", "c"]
         self.store.set_labelers(self.names)
         self.store.add([*(ranking(i) for i in range(4)), gold(0)])
-        self.told = Settings(overlap=2, gold_every=3, lease=100.0)
-        self.store.configure(self.told)
+        self.store.configure(Settings(overlap=2, gold_every=3, lease=100.0))
         self.said = {}  # (labeler, task): reply, or a reason to skip
         self.order = {name: [] for name in self.names}
         self.seen = {}  # (labeler, task): assignment

@@ -120,9 +120,9 @@ def _by_people(one: Round, answers: Path, told: Told, browser: bool) -> list[Ran
     try:
         first = float(store.progress().tasks)  # those that were drawn before the answers became others come last
         tasks = [replace(task, priority=first) for task in read_tasks(str(answers), "rank")]
+        store.configure(Settings(overlap=section.overlap, seed=one.recipe.seed))
         store.add(tasks, batch=batch)
         store.set_labelers(section.labelers or ["labeler"])
-        store.configure(Settings(overlap=section.overlap, seed=one.recipe.seed))
         serving = Serving(
             port=section.port,
             title=f"Round {one.number}",
